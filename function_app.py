@@ -1,0 +1,37 @@
+"""The Azure Functions app: creates the FunctionApp and registers what is in ``functions/``."""
+
+import azure.functions as func
+
+from functions import (
+    blob_triggers,
+    bulkdata,
+    change_feed,
+    delete,
+    frames,
+    health,
+    metadata,
+    openapi,
+    retrieve,
+    search,
+    store,
+    timers,
+)
+
+_MODULES = (
+    blob_triggers,
+    bulkdata,
+    change_feed,
+    delete,
+    frames,
+    health,
+    metadata,
+    openapi,
+    retrieve,
+    search,
+    store,
+    timers,
+)
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
+for module in _MODULES:
+    app.register_functions(module.blueprint)

@@ -1,0 +1,38 @@
+"""Health check: ``GET /health/check``."""
+
+from __future__ import annotations
+
+import json
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from functions import http, routes
+from shared import services
+
+blueprint = func.Blueprint()
+
+
+@http.route(blueprint, routes.HEALTH, ["GET", "HEAD"], partitioned=False)
+async def check_health(request: Request) -> Response:
+    """200 when every dependency answers, else 503; the body says which does not."""
+    report = await services.health.check()
+    body = json.dumps(
+        {
+            "overallStatus": "Healthy" if report.healthy else "Unhealthy",
+            "dependencies": [
+                {
+                    "name": d.name,
+                    "status": "Healthy" if d.healthy else "Unhealthy",
+                    "description": d.description,
+                }
+                for d in report.dependencies
+            ],
+        }
+    )
+    headers = {"Cache-Control": "no-store"}
+    if not report.healthy:
+        headers["Retry-After"] = "5"
+    return Response(
+        body, status_code=200 if report.healthy else 503, media_type="application/json", headers=headers
+    )

@@ -1,0 +1,292 @@
+"""What every HTTP function shares: registration, errors as responses, headers.
+
+Handlers are ``async def handler(request) -> Response`` with the streaming types. :func:`route`
+registers one, and turns what it raises into ``application/problem+json`` (RFC 9457).
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import logging
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from functions import routes
+from shared import errors
+from shared.dicom.identifiers import DEFAULT_PARTITION, Resource, check_partition, check_uid
+from shared.settings import settings
+from shared.web import urls
+from shared.web.accept import MediaRange, parse_accept
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A registered HTTP function: its unique name, its route and what it calls."""
+
+    name: str
+    template: str
+    methods: tuple[str, ...]
+    handler: Handler
+
+
+ENDPOINTS: list[Endpoint] = []
+"""Every HTTP function of the app, as registered by :func:`route`; the OpenAPI document lists them."""
+
+_STATUS: dict[type[errors.DicomServerError], tuple[int, str]] = {
+    errors.InvalidRequest: (400, "Bad Request"),
+    errors.Forbidden: (403, "Forbidden"),
+    errors.NotFound: (404, "Not Found"),
+    errors.NotAcceptable: (406, "Not Acceptable"),
+    errors.Conflict: (409, "Conflict"),
+    errors.PayloadTooLarge: (413, "Content Too Large"),
+    errors.UnsupportedMediaType: (415, "Unsupported Media Type"),
+    errors.DependencyUnavailable: (503, "Service Unavailable"),
+}
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_DRAIN_LIMIT = 8 * 1024 * 1024
+_EXPOSED = (
+    "Content-Location, Content-Range, Content-Type, ETag, Link, Location, Retry-After, Warning, "
+    "X-Total-Count, erroneous-dicom-attributes"
+)
+
+
+def route(
+    blueprint: func.Blueprint, template: str, methods: list[str], *, partitioned: bool = True
+) -> Callable[[Handler], Handler]:
+    """Register a handler for ``template`` and, where ``partitioned``, for the same path in a partition.
+
+    A partitioned template is relative to the base path; others are whole. The function's name is the
+    handler's.
+    """
+
+    def register(handler: Handler) -> Handler:
+        name = handler.__name__
+        if not partitioned:
+            _register(blueprint, name, template, methods, handler)
+            return handler
+        _register(blueprint, name, f"{routes.BASE}/{template}", methods, handler)
+        _register(blueprint, f"{name}_in_partition", f"{routes.PARTITION_BASE}/{template}", methods, handler)
+        return handler
+
+    return register
+
+
+def _register(
+    blueprint: func.Blueprint, name: str, template: str, methods: list[str], handler: Handler
+) -> None:
+    ENDPOINTS.append(Endpoint(name, template, tuple(methods), handler))
+    answer = _answering(handler, template)
+
+    @blueprint.function_name(name)
+    @blueprint.route(route=template, methods=methods, auth_level=func.AuthLevel.ANONYMOUS)
+    async def main(req: Request) -> Response:
+        return await answer(req)
+
+
+def _answering(handler: Handler, template: str) -> Handler:
+    @functools.wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            if settings().azure_instance_id and template != routes.HEALTH:
+                raise errors.Forbidden("This version has no authentication and serves local requests only.")
+            response = await handler(request)
+        except errors.DicomServerError as error:
+            response = problem(error)
+            await _drain(request)
+        except ClientDisconnect:
+            log.info("The client went away during %s.", handler.__name__)
+            response = Response(status_code=499)
+        except Exception as error:
+            incident = uuid.uuid4().hex
+            log.error("Failure %s in %s: %s", incident, handler.__name__, errors.without_message(error))
+            response = _problem(500, "Internal Server Error", f"Unexpected failure; incident {incident}.")
+            await _drain(request)
+        response.headers.setdefault("Access-Control-Expose-Headers", _EXPOSED)
+        response.headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if request.method == "HEAD":
+            return await _without_body(response)
+        return response
+
+    return answer
+
+
+def problem(error: errors.DicomServerError) -> Response:
+    """The response for an error raised on purpose."""
+    status, title = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    response = _problem(status, title, str(error))
+    if isinstance(error, errors.DependencyUnavailable):
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def _problem(status: int, title: str, detail: str) -> Response:
+    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    return Response(body, status_code=status, media_type="application/problem+json")
+
+
+async def _drain(request: Request) -> None:
+    """Read what is left of a small body, so that the client sees the response and not a reset."""
+    left = _DRAIN_LIMIT
+    try:
+        async for chunk in request.stream():
+            left -= len(chunk)
+            if left < 0:
+                return
+    except (ClientDisconnect, RuntimeError):
+        return
+
+
+async def _without_body(response: Response) -> Response:
+    """The same status and headers without a body, as HEAD asks for (RFC 9110 §9.3.2)."""
+    if isinstance(response, StreamingResponse):
+        close = getattr(response.body_iterator, "aclose", None)
+        if close is not None:
+            await close()
+    answer = Response(status_code=response.status_code, headers=dict(response.headers))
+    if "content-length" not in response.headers:
+        del answer.headers["content-length"]  # Starlette's 0 would be untrue (RFC 9110 §8.6)
+    return answer
+
+
+def resource(request: Request) -> Resource:
+    """The study, series or instance the path addresses. Raises InvalidRequest on malformed identifiers."""
+    path = request.path_params
+    return Resource(
+        partition=check_partition(path.get("partition", DEFAULT_PARTITION)),
+        study=check_uid(path["study"], "StudyInstanceUID") if "study" in path else "",
+        series=check_uid(path["series"], "SeriesInstanceUID") if "series" in path else "",
+        instance=check_uid(path["instance"], "SOPInstanceUID") if "instance" in path else "",
+    )
+
+
+def accepted(request: Request) -> list[MediaRange]:
+    """The media ranges the client takes, best first; several Accept headers count as one (RFC 9110 §5.3).
+
+    The query parameter ``accept`` stands in for the header where a client cannot set it (PS3.18 §8.3.3.1).
+    """
+    given = request.query_params.getlist("accept") or request.headers.getlist("accept")
+    return parse_accept(", ".join(given))
+
+
+def content_length(length: int | None) -> dict[str, str]:
+    """The header of a body whose length may be known."""
+    return {} if length is None else {"Content-Length": str(length)}
+
+
+def service_root(request: Request, partition: str) -> str:
+    """The absolute URL below which the partition's studies are, as the client sees it."""
+    return urls.service_root(base_url(request), partition)
+
+
+def base_url(request: Request) -> str:
+    """The URL of the server's root as the client sees it, without a trailing slash."""
+    return urls.base_url(request.headers, request.url.scheme, _host(request), settings().public_base_url)
+
+
+def _host(request: Request) -> str:
+    """The Host header, with the port that dicomweb-client leaves out, which matters on one's own machine."""
+    host = request.headers.get("host", "")
+    _, port = request.scope.get("server") or ("", None)
+    return f"{host}:{port}" if host in _LOOPBACK and port not in (None, 80, 443) else host
+
+
+async def primed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks, the first of which has been made already.
+
+    A status goes out before a stream starts, so what can fail must fail before (``await primed(...)``).
+    """
+    first = await anext(chunks, None)
+
+    async def replay() -> AsyncIterator[bytes]:
+        try:
+            if first is not None:
+                yield first
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
+
+    return replay()
+
+
+_GATHERED = 64 * 1024
+
+
+async def json_array(objects: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """JSON objects as one array, in chunks of a size worth sending."""
+    pieces: list[bytes] = [b"["]
+    size = 0
+    async for item in objects:
+        if size or len(pieces) > 1 or pieces == [b""]:
+            pieces.append(b",")
+        pieces.append(item)
+        size += len(item)
+        if size >= _GATHERED:
+            yield b"".join(pieces)
+            pieces, size = [b""], 0
+    pieces.append(b"]")
+    yield b"".join(pieces)
+
+
+async def gzipped(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks compressed with gzip (RFC 1952), fast rather than small."""
+    encoder = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    async for chunk in chunks:
+        data = encoder.compress(chunk)
+        if data:
+            yield data
+    yield encoder.flush()
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Whether Accept-Encoding allows gzip (RFC 9110 §12.5.3)."""
+    for coding in request.headers.get("accept-encoding", "").lower().split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip() in ("gzip", "*"):
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+_WORTH_COMPRESSING = 1024
+
+
+def json_response(request: Request, body: bytes, media_type: str) -> Response:
+    """A JSON body with an entity tag, compressed where the client takes it; 304 where it has it already."""
+    compress = len(body) > _WORTH_COMPRESSING and accepts_gzip(request)
+    headers = validators(sha256(body).hexdigest()[:32], compress)
+    if not_modified(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    if compress:
+        headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, 1)
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def validators(digest: str, compress: bool) -> dict[str, str]:
+    """Headers by which a client may keep JSON; a gzip body is other bytes and has a tag of its own
+    (RFC 9110 §8.8.1)."""
+    tag = f'"{digest}-gzip"' if compress else f'"{digest}"'
+    return {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
+
+
+def not_modified(request: Request, etag: str) -> bool:
+    """Whether If-None-Match names ``etag`` (weak comparison, RFC 9110 §13.1.2)."""
+    given = request.headers.get("if-none-match", "")
+    return given.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in given.split(",")]

@@ -1,0 +1,32 @@
+"""Every route template of the app, once.
+
+Studies-service routes are given relative to a base that is ``v2`` for the default partition and
+``v2/partitions/{partition}`` for a named one; :func:`functions.http.route` registers both. The host
+tries functions in alphabetical order of their names and the first template that fits wins, so the
+templates of one method must be disjoint (``tests/test_routes.py``).
+"""
+
+from __future__ import annotations
+
+BASE = "v2"
+PARTITION_BASE = "v2/partitions/{partition}"
+
+STUDIES = "studies"
+STUDY = "studies/{study}"
+STUDY_METADATA = "studies/{study}/metadata"
+STUDY_SERIES = "studies/{study}/series"
+STUDY_INSTANCES = "studies/{study}/instances"
+ALL_SERIES = "series"
+SERIES = "studies/{study}/series/{series}"
+SERIES_METADATA = "studies/{study}/series/{series}/metadata"
+SERIES_INSTANCES = "studies/{study}/series/{series}/instances"
+ALL_INSTANCES = "instances"
+INSTANCE = "studies/{study}/series/{series}/instances/{instance}"
+INSTANCE_METADATA = "studies/{study}/series/{series}/instances/{instance}/metadata"
+FRAMES = "studies/{study}/series/{series}/instances/{instance}/frames/{frames}"
+BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}"
+
+CHANGE_FEED = "v2/changefeed"
+CHANGE_FEED_LATEST = "v2/changefeed/latest"
+OPENAPI = "v2/openapi.json"
+HEALTH = "health/check"

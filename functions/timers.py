@@ -1,0 +1,36 @@
+"""Timers: clean-up of deleted instances, of unreferenced bytes, and reconciliation of what no trigger saw.
+
+A paused serverless database is woken by each of them, so their schedules are settings.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import azure.functions as func
+
+from shared import services
+
+blueprint = func.Blueprint()
+log = logging.getLogger(__name__)
+
+
+@blueprint.function_name("clean_deleted_instances")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_CLEANUP_SCHEDULE%", use_monitor=True)
+async def clean_deleted_instances(timer: func.TimerRequest) -> None:
+    """Remove the bytes of deleted and replaced instances."""
+    cleaned = await services.cleanup.clean_deleted()
+    if cleaned:
+        log.info("Removed the bytes of %d deleted instances.", cleaned)
+
+
+@blueprint.function_name("reconcile_blobs")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_RECONCILE_SCHEDULE%", use_monitor=True)
+async def reconcile_blobs(timer: func.TimerRequest) -> None:
+    """Index or store files no trigger took; remove files and metadata nothing refers to."""
+    taken = await services.inbox.take_left_behind()
+    counts = await services.ingest.reconcile()
+    compacted = await services.cleanup.sweep_packs()
+    summary = {result.name: count for result, count in counts.items() if count}
+    if taken or summary or compacted:
+        log.info("Took %d from the inbox; reconciled %s; compacted %d packs.", taken, summary, compacted)

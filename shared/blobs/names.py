@@ -1,0 +1,88 @@
+"""Names of containers and blobs: the only module that builds or parses them.
+
+::
+
+    dicom      {hash3}/{partition}/{study}/{series}/{sop}/{version}.dcm
+    metadata   {hash3}/{partition}/{study}/{series}/{pack}.pack
+
+``hash3`` is derived from partition, study and series; it spreads load and keeps a series together. A
+``version`` is unique and sorts by the time it was made. Azure refuses or mangles path segments that
+end in a dot, and ``.`` and ``..`` are no names at all, so such a segment is followed by ``~``, which
+no identifier contains.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from hashlib import sha256
+
+from shared.dicom.identifiers import InstanceKey
+
+DICOM = "dicom"
+METADATA = "metadata"
+INBOX = "inbox"
+INBOX_FAILED = "inbox-failed"
+
+_SEGMENT = r"([0-9A-Za-z.\-]{1,64}~?)"
+_PARTITION = r"([0-9A-Za-z.\-_]{1,64}~?)"
+_VERSION = r"([0-9A-Za-z]{1,32})"
+_SERIES = rf"[0-9a-f]{{3}}/{_PARTITION}/{_SEGMENT}/{_SEGMENT}"
+_FILE_NAME = re.compile(rf"{_SERIES}/{_SEGMENT}/{_VERSION}\.dcm")
+_PACK_NAME = re.compile(rf"{_SERIES}/{_VERSION}\.pack")
+
+
+def new_version() -> str:
+    """20 hexadecimal digits: nanoseconds since 1970, then 16 random bits."""
+    return f"{time.time_ns():016x}{secrets.randbits(16):04x}"
+
+
+def version_time(version: str) -> float:
+    """Seconds since 1970 at which a version made by :func:`new_version` was made; 0 for others."""
+    try:
+        return int(version[:16], 16) / 1e9 if len(version) == 20 else 0.0
+    except ValueError:
+        return 0.0
+
+
+def file_name(key: InstanceKey, version: str) -> str:
+    """Blob name of one version of an instance in container ``dicom``."""
+    return f"{_series_prefix(key.partition, key.study, key.series)}/{_escape(key.instance)}/{version}.dcm"
+
+
+def parse_file_name(name: str) -> tuple[InstanceKey, str] | None:
+    """The instance and version a blob name stands for, or None where it is not a proper name."""
+    match = _FILE_NAME.fullmatch(name)
+    if match is None:
+        return None
+    partition, study, series, instance = (_unescape(match[group]) for group in (1, 2, 3, 4))
+    key = InstanceKey(partition, study, series, instance)
+    return (key, match[5]) if file_name(key, match[5]) == name else None
+
+
+def pack_name(partition: str, study: str, series: str, pack: str) -> str:
+    """Blob name of a pack of metadata documents of a series in container ``metadata``."""
+    return f"{_series_prefix(partition, study, series)}/{pack}.pack"
+
+
+def parse_pack_name(name: str) -> tuple[str, str, str, str] | None:
+    """``(partition, study, series, pack)`` of a pack's blob name, or None."""
+    match = _PACK_NAME.fullmatch(name)
+    if match is None:
+        return None
+    partition, study, series = (_unescape(match[group]) for group in (1, 2, 3))
+    return partition, study, series, match[4]
+
+
+def _series_prefix(partition: str, study: str, series: str) -> str:
+    digest = sha256(f"{partition}/{study}/{series}".encode()).hexdigest()[:3]
+    return f"{digest}/{_escape(partition)}/{_escape(study)}/{_escape(series)}"
+
+
+def _escape(segment: str) -> str:
+    return segment + "~" if segment.endswith(".") else segment
+
+
+def _unescape(segment: str) -> str:
+    return segment.removesuffix("~")

@@ -1,0 +1,247 @@
+"""Blob Storage, asynchronously: files, packs of metadata, and the inbox.
+
+Thin over ``azure-storage-blob``: block sizes, retries and the translation of its exceptions are
+decided here, once. Every method raises DependencyUnavailable when storage cannot be reached.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from azure.core import MatchConditions
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
+from azure.storage.blob import BlobBlock, BlobProperties
+from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
+
+from shared.blobs import names
+from shared.errors import DependencyUnavailable
+
+BLOCK = 4 * 1024 * 1024
+"""Bytes moved by one request when a large blob is written or read."""
+
+APPEND_LIMIT = 4 * 1024 * 1024
+"""Bytes one append may carry (Put Block limits, service versions before 2022-11-02)."""
+
+
+class BlobNotFound(Exception):
+    """There is no blob of that name."""
+
+
+class PackFull(Exception):
+    """An append blob has its 50,000 blocks; documents must go to a new pack."""
+
+
+class PackMissing(Exception):
+    """The pack to append to does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobItem:
+    """One blob of a listing; ``size`` in bytes, ``modified`` in UTC."""
+
+    name: str
+    size: int
+    modified: datetime
+    metadata: dict[str, str]
+
+
+class BlobStore:
+    """The containers of one storage account."""
+
+    def __init__(self, service: BlobServiceClient) -> None:
+        self._service = service
+        self._containers: dict[str, ContainerClient] = {}
+
+    async def prepare(self) -> None:
+        """Create the containers that do not exist (locally; in Azure the deployment makes them)."""
+        for name in (names.DICOM, names.METADATA, names.INBOX, names.INBOX_FAILED):
+            async with _translated():
+                with contextlib.suppress(ResourceExistsError):
+                    await self._service.create_container(name)
+
+    async def ping(self) -> None:
+        """Raise DependencyUnavailable unless the account answers."""
+        async with _translated():
+            await self._container(names.DICOM).get_container_properties()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._service.close()
+
+    def _container(self, name: str) -> ContainerClient:
+        if name not in self._containers:
+            self._containers[name] = self._service.get_container_client(name)
+        return self._containers[name]
+
+    # --- whole blobs -------------------------------------------------------------------------------
+
+    async def upload(self, container: str, name: str, data: bytes, metadata: dict[str, str]) -> None:
+        """Write a blob in one request (``data`` is at most 64 MiB), replacing any of that name."""
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            await client.upload_blob(data, overwrite=True, metadata=metadata)
+
+    async def stage_block(self, container: str, name: str, number: int, data: bytes) -> None:
+        """Send block ``number`` of a blob; nothing is visible before :meth:`commit_blocks`."""
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            await client.stage_block(_block_id(number), data, length=len(data))
+
+    async def commit_blocks(self, container: str, name: str, count: int, metadata: dict[str, str]) -> None:
+        """Make a blob of the blocks 0 to ``count - 1``."""
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            await client.commit_block_list(
+                [BlobBlock(_block_id(number)) for number in range(count)], metadata=metadata
+            )
+
+    async def read(self, container: str, name: str, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` on, in one request where they fit one block."""
+        parts = [chunk async for chunk in self.stream(container, name, offset, length)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def stream(
+        self, container: str, name: str, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The bytes of a range (or of all from ``offset`` on), block by block. Raises BlobNotFound."""
+        if length == 0:
+            return
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            start = (
+                offset if offset or length else None
+            )  # a range of an empty blob is an error, all of it not
+            download = await client.download_blob(offset=start, length=length, max_concurrency=1)
+            async for chunk in download.chunks():
+                yield chunk
+
+    async def delete(self, container: str, name: str) -> None:
+        """Delete a blob; one that is gone already is fine."""
+        async with _translated():
+            with contextlib.suppress(ResourceNotFoundError):
+                await self._container(container).delete_blob(name)
+
+    async def list_page(
+        self, container: str, prefix: str = "", token: str = ""
+    ) -> tuple[list[BlobItem], str]:
+        """Up to 5,000 blobs by name and the token that continues the listing; an empty token ends it."""
+        async with _translated():
+            listing = self._container(container).list_blobs(
+                name_starts_with=prefix or None, include=["metadata"], results_per_page=5000
+            )
+            pages = listing.by_page(continuation_token=token or None)
+            page = await anext(pages, None)
+            if page is None:
+                return [], ""
+            items = [_item(blob) async for blob in page]
+            return items, str(getattr(pages, "continuation_token", "") or "")
+
+    async def find(self, container: str, name: str) -> BlobItem:
+        """Size, time and metadata of a blob. Raises BlobNotFound."""
+        async with _translated():
+            return _item(await self._container(container).get_blob_client(name).get_blob_properties())
+
+    async def move_to(self, name: str, source: str, target: str, metadata: dict[str, str]) -> None:
+        """Copy a blob to the same name in another container with new metadata, then delete the source."""
+        async with _translated():
+            client = self._container(target).get_blob_client(name)
+            blocks = 0
+            async for chunk in self.stream(source, name):
+                await client.stage_block(_block_id(blocks), chunk, length=len(chunk))
+                blocks += 1
+            await client.commit_block_list(
+                [BlobBlock(_block_id(number)) for number in range(blocks)], metadata=metadata
+            )
+        await self.delete(source, name)
+
+    # --- packs of metadata documents ---------------------------------------------------------------
+
+    async def create_pack(self, name: str) -> None:
+        """Make an empty append blob; one that exists is kept."""
+        async with _translated():
+            client = self._container(names.METADATA).get_blob_client(name)
+            with contextlib.suppress(ResourceExistsError, ResourceModifiedError):
+                await client.create_append_blob(match_condition=MatchConditions.IfMissing)
+
+    async def append(self, name: str, data: bytes) -> int:
+        """Append to a pack and return the offset at which ``data`` begins.
+
+        Raises PackMissing or PackFull.
+        """
+        async with _translated():
+            client = self._container(names.METADATA).get_blob_client(name)
+            try:
+                result = await client.append_block(data, length=len(data))
+            except ResourceNotFoundError as error:
+                raise PackMissing(name) from error
+            except HttpResponseError as error:
+                if _error_code(error) == "BlockCountExceedsLimit":
+                    raise PackFull(name) from error
+                raise
+            return int(str(result["blob_append_offset"]))
+
+
+def _item(blob: BlobProperties) -> BlobItem:
+    return BlobItem(blob.name, blob.size or 0, blob.last_modified, blob.metadata or {})
+
+
+def _block_id(number: int) -> str:
+    return base64.b64encode(f"{number:08d}".encode()).decode()
+
+
+def _error_code(error: HttpResponseError) -> str:
+    return str(getattr(error, "error_code", "") or "").rpartition(".")[2]
+
+
+@contextlib.asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """Exceptions of the Azure SDK in terms of this module."""
+    try:
+        yield
+    except ResourceNotFoundError as error:
+        if _error_code(error) == "ContainerNotFound":
+            raise DependencyUnavailable("Blob Storage lacks a container; try again later.") from error
+        raise BlobNotFound from error
+    except ClientAuthenticationError as error:
+        raise DependencyUnavailable("Blob Storage refused the server's credential.") from error
+    except (TimeoutError, AzureError, OSError) as error:
+        raise DependencyUnavailable("Blob Storage is unavailable; try again later.") from error
+
+
+def _retries() -> LinearRetry:
+    """Three more tries within two seconds. The SDK's exponential ones take 15 seconds and more."""
+    timing: dict[str, Any] = {"backoff": 0.5, "retry_total": 3, "random_jitter_range": 0.3}
+    return LinearRetry(**timing)
+
+
+def create_service(connection: str, uri: str, credential: Any) -> BlobServiceClient:
+    """A client for a connection string (local) or for an account URI and a credential (Azure).
+
+    Single requests carry up to 8 MiB; larger blobs move in blocks of :data:`BLOCK`. Retries are few and
+    fast because HTTP clients wait: what still fails is answered with 503.
+    """
+    options: dict[str, Any] = {
+        "max_single_put_size": 64 * 1024 * 1024,
+        "max_block_size": BLOCK,
+        "max_single_get_size": BLOCK,
+        "max_chunk_get_size": BLOCK,
+        "retry_policy": _retries(),
+        "connection_timeout": 5,
+        "read_timeout": 60,
+        "logging_enable": False,
+    }
+    if connection:
+        return BlobServiceClient.from_connection_string(connection, **options)
+    return BlobServiceClient(uri, credential=credential, **options)

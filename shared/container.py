@@ -1,0 +1,72 @@
+"""Builds the clients of Azure and SQL once per process, on first use.
+
+Importing the app must touch no network and no secret; the first request that needs a client makes it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from shared.settings import settings
+
+if TYPE_CHECKING:
+    from azure.data.tables.aio import TableServiceClient
+
+    from shared.blobs.store import BlobStore
+    from shared.operations.state import State
+    from shared.sql.engine import Database
+
+
+@cache
+def database() -> Database:
+    """The SQL database of ``DICOM_SQL_URL``."""
+    from shared.sql.engine import Database
+
+    return Database(settings().sql_url)
+
+
+@cache
+def credential() -> Any:
+    """The managed identity in Azure, a developer's own identity elsewhere."""
+    from azure.identity.aio import DefaultAzureCredential
+
+    client_id = settings().managed_identity_client_id
+    return DefaultAzureCredential(managed_identity_client_id=client_id or None)
+
+
+@cache
+def blob_store() -> BlobStore:
+    """The storage account of ``AzureWebJobsStorage``."""
+    from shared.blobs.store import BlobStore, create_service
+
+    config = settings()
+    connection = config.storage_connection
+    return BlobStore(
+        create_service(connection, config.blob_service_uri, None if connection else credential())
+    )
+
+
+@cache
+def table_service() -> TableServiceClient:
+    """Table Storage of the same account."""
+    from azure.data.tables.aio import TableServiceClient
+
+    config = settings()
+    retries: dict[str, Any] = {
+        "retry_total": 2,
+        "retry_backoff_factor": 0.2,
+        "connection_timeout": 5,
+        "read_timeout": 30,
+    }
+    if config.storage_connection:
+        return TableServiceClient.from_connection_string(config.storage_connection, **retries)
+    return TableServiceClient(config.table_service_uri, credential=credential(), **retries)
+
+
+@cache
+def state() -> State:
+    """Cursors and failures in Table Storage."""
+    from shared.operations.state import State
+
+    return State(table_service())

@@ -1,0 +1,251 @@
+"""Search terms: what a QIDO-RS query asks for, in the indexed forms of ``normalise``.
+
+A query's value becomes a term by the matching its attribute has (PS3.4 §C.2.2.2); ``shared/sql/search.py``
+turns terms into SQL. Patterns are normalised text in which ``*`` stands for any characters and ``?``
+for one. Nothing here echoes a value: it may be patient data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
+
+from shared.dicom import normalise
+from shared.dicom.attributes import Attribute, Level, Matching, at_level, by_tag
+from shared.dicom.identifiers import Resource, check_uid
+from shared.errors import InvalidRequest
+
+MAX_LENGTH = 1024
+"""Characters in the value of one attribute other than a UID list."""
+MAX_ALTERNATIVES = 32
+"""Values in a list of strings; lists of UIDs are limited by the length of the URL alone."""
+
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_TRAILING_ANY = re.compile(r"(\^\**)+$")
+_HYPHEN = re.compile("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Equal:
+    """The attribute has one of ``values``: UID lists and numbers (PS3.4 §C.2.2.2.1-2)."""
+
+    attribute: Attribute
+    values: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """The attribute matches one of ``patterns`` (PS3.4 §C.2.2.2.4); one without ``*`` and ``?`` is exact."""
+
+    attribute: Attribute
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Every one of ``words`` begins a word of the name, or one of ``patterns`` matches it.
+
+    That is fuzzy matching (PS3.18 §8.3.4.2): it adds to literal matching, it does not replace it.
+    """
+
+    attribute: Attribute
+    words: tuple[str, ...]
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The attribute lies between ``low`` and ``high``, both included; None is open (PS3.4 §C.2.2.2.5)."""
+
+    attribute: Attribute
+    low: str | None
+    high: str | None
+
+
+Term = Equal | Like | Words | Between
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """One QIDO-RS search.
+
+    ``resource`` restricts it to a study or series; ``requested`` holds the tags that were matched or
+    named by ``includefield``, ``include_all`` is ``includefield=all``.
+    """
+
+    level: Level
+    resource: Resource
+    terms: tuple[Term, ...] = ()
+    requested: frozenset[str] = frozenset()
+    include_all: bool = False
+    limit: int = 100
+    offset: int = 0
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels whose default attributes are returned: the target's and its parents', but for
+        those the path names (PS3.18 §10.6.3.3).
+        """
+        first = (
+            Level.INSTANCE if self.resource.series else Level.SERIES if self.resource.study else Level.STUDY
+        )
+        return tuple(level for level in Level if first <= level <= self.level)
+
+    @property
+    def returned(self) -> tuple[Attribute, ...]:
+        """The attributes of a result that come from the table, in the order of their tags."""
+        chosen = {
+            attribute.tag: attribute
+            for level in self.levels
+            for attribute in at_level(level)
+            if attribute.default or self.include_all
+        }
+        for tag in self.requested:
+            attribute = by_tag().get(tag)
+            if attribute is not None and attribute.level <= self.level:
+                chosen[tag] = attribute
+        return tuple(chosen[tag] for tag in sorted(chosen))
+
+
+def tag_of(name: str) -> str | None:
+    """The tag (``"00100010"``) that a keyword or eight hexadecimal digits name; None where they name none."""
+    if _TAG.fullmatch(name):
+        return name.upper()
+    tag = tag_for_keyword(name) if name else None
+    return None if tag is None else f"{tag:08X}"
+
+
+def name_of(tag: str) -> str:
+    """The keyword of a tag, or the tag where the dictionary does not have it."""
+    number = int(tag, 16)
+    return (keyword_for_tag(number) if dictionary_has_tag(number) else "") or tag
+
+
+def searchable(tag: str, level: Level) -> Attribute:
+    """The attribute that ``tag`` matches at ``level``. Raises InvalidRequest where it matches none.
+
+    Viewers ask for Modality of studies; that is ModalitiesInStudy there.
+    """
+    if tag == "00080060" and level is Level.STUDY:
+        tag = "00080061"
+    attribute = by_tag().get(tag)
+    if attribute is None or attribute.matching is None or attribute.level > level:
+        raise InvalidRequest(f"{name_of(tag)} cannot be searched for at the {level.name.lower()} level.")
+    return attribute
+
+
+def parse_term(attribute: Attribute, value: str, fuzzy: bool = False) -> Term | None:
+    """The term for a query's value; None where it matches everything (empty, or nothing but ``*``).
+
+    Raises InvalidRequest naming the attribute where the value is malformed.
+    """
+    value = value.strip()
+    if not value.strip("*"):
+        return None
+    if attribute.matching is Matching.UID:
+        return _uid_list(attribute, value)
+    if len(value) > MAX_LENGTH:
+        raise InvalidRequest(f"The value of {attribute.keyword} is longer than {MAX_LENGTH} characters.")
+    if attribute.vr in _MOMENTS:
+        return _between(attribute, value)
+    if attribute.matching is Matching.NUMBER:
+        number = normalise.number(value)
+        if number is None:
+            raise InvalidRequest(f"The value of {attribute.keyword} is not an integer.")
+        return Equal(attribute, (number,))
+    if attribute.matching is Matching.PERSON_NAME:
+        return _person_name(attribute, value, fuzzy)
+    return _text(attribute, value)
+
+
+def _uid_list(attribute: Attribute, value: str) -> Term | None:
+    """A list of UIDs with ``\\`` (PS3.4 §C.2.2.2.2) or ``,`` (PS3.18 §8.3.4.1) between them."""
+    uids = [uid.strip() for uid in re.split(r"[\\,]", value)]
+    checked = tuple(dict.fromkeys(check_uid(uid, attribute.keyword) for uid in uids if uid))
+    return Equal(attribute, checked) if checked else None
+
+
+def _text(attribute: Attribute, value: str) -> Term | None:
+    """One value or several: ``\\`` cannot occur in a value, and neither can ``,`` in a code string."""
+    separators = r"[\\,]" if attribute.vr == "CS" else r"\\"
+    values = [normalise.text(part) for part in re.split(separators, value)]
+    patterns = tuple(dict.fromkeys(_pattern(part, attribute.length) for part in values if part))
+    if not patterns or "*" in patterns:
+        return None
+    if len(patterns) > MAX_ALTERNATIVES:
+        raise InvalidRequest(f"{attribute.keyword} has more than {MAX_ALTERNATIVES} values.")
+    return Like(attribute, patterns)
+
+
+def _pattern(value: str, length: int) -> str:
+    """A pattern of normalised text; one without wildcards is cut as indexed values are."""
+    return _collapse(value) if re.search(r"[*?]", value) else value[:length]
+
+
+def _person_name(attribute: Attribute, value: str, fuzzy: bool) -> Term | None:
+    patterns = _name_patterns(value)
+    if fuzzy:
+        words = tuple(normalise.name_words(re.sub(r"[*?]", " ", value)).split())
+        wild = patterns if re.search(r"[*?]", value) else ()
+        return Words(attribute, words, wild) if words else None
+    return Like(attribute, patterns) if patterns else None
+
+
+def _name_patterns(value: str) -> tuple[str, ...]:
+    """Patterns over a whole indexed name (``alphabetic=ideographic=phonetic``) that match ``value``.
+
+    A value with one component group matches the alphabetic group; one that is not ASCII may match any
+    group, because nobody types a leading ``=``. In a value with several an empty group matches all.
+    ``Doe^*`` matches ``Doe`` too, since trailing empty components do not count.
+    """
+    name = _collapse(normalise.person_name(value))
+    if not name:
+        return ()
+    short = _TRAILING_ANY.sub("", name)
+    names = [name, short] if short and short != name else [name]
+    if "=" in name:
+        names = ["=".join(group or "*" for group in one.split("=")) for one in names]
+    forms = ["{}", "{}=*"]
+    if "=" not in name and not name.isascii():
+        forms += ["*={}", "*={}=*"]
+    patterns = dict.fromkeys(_collapse(form.replace("{}", one)) for one in names for form in forms)
+    return () if "*" in patterns else tuple(patterns)
+
+
+def _collapse(pattern: str) -> str:
+    """Runs of ``*`` match what one does, and faster."""
+    return re.sub(r"\*+", "*", pattern)
+
+
+_MOMENTS: dict[str, tuple[str, Callable[[str, str], str | None]]] = {
+    "DA": ("a date (YYYYMMDD)", lambda value, fill: normalise.date(value)),
+    "TM": ("a time (HHMMSS.FFFFFF)", normalise.time),
+    "DT": ("a date and time (YYYYMMDDHHMMSS.FFFFFF&ZZXX)", normalise.date_time),
+}
+
+
+def _between(attribute: Attribute, value: str) -> Term:
+    """A single value or a range of DA, TM or DT.
+
+    A value of less than full precision stands for all moments within it. ``-`` also begins the offset
+    of a DT: a value that is one DT is that, then the first hyphen with a DT or nothing on both sides
+    divides a range. A ``+`` that arrived as a space, as it does in a URL that was not encoded, is
+    restored.
+    """
+    expected, normal = _MOMENTS[attribute.vr]
+    if attribute.vr == "DT":
+        value = value.replace(" ", "+")
+    low, high = normal(value, "0"), normal(value, "9")
+    if low is not None and high is not None:
+        return Between(attribute, low, high)
+    for hyphen in _HYPHEN.finditer(value):
+        first, last = value[: hyphen.start()], value[hyphen.end() :]
+        low, high = normal(first, "0"), normal(last, "9")
+        if (low or not first) and (high or not last) and (low or high):
+            return Between(attribute, low, high)
+    raise InvalidRequest(
+        f"The value of {attribute.keyword} is neither {expected} nor a range of two of them."
+    )

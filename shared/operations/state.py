@@ -1,0 +1,61 @@
+"""Small state in Table Storage: cursors of scans, and files that could not be stored from the inbox."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from hashlib import sha256
+
+from azure.core.exceptions import AzureError, ResourceExistsError, ResourceNotFoundError
+from azure.data.tables import UpdateMode
+from azure.data.tables.aio import TableClient, TableServiceClient
+
+from shared.errors import DependencyUnavailable
+
+CURSORS = "cursors"
+INBOX_FAILURES = "inboxfailures"
+
+
+class State:
+    """The tables of one storage account."""
+
+    def __init__(self, service: TableServiceClient) -> None:
+        self._service = service
+
+    async def cursor(self, name: str) -> str:
+        """The value saved under ``name``; empty where there is none."""
+        async with _translated():
+            try:
+                entity = await self._service.get_table_client(CURSORS).get_entity("cursor", name)
+            except ResourceNotFoundError:
+                return ""
+            return str(entity["Value"])
+
+    async def save_cursor(self, name: str, value: str) -> None:
+        """Remember ``value`` under ``name``."""
+        await self._write(CURSORS, {"PartitionKey": "cursor", "RowKey": name, "Value": value})
+
+    async def record_inbox_failure(self, name: str, reason: int, message: str, time: str) -> None:
+        """Say why a file of the inbox was not stored; it lies in ``inbox-failed`` under the same name."""
+        row = {"PartitionKey": time[:10], "RowKey": sha256(name.encode()).hexdigest()}
+        await self._write(
+            INBOX_FAILURES, row | {"Name": name, "FailureReason": reason, "Message": message, "Time": time}
+        )
+
+    async def _write(self, table: str, entity: dict[str, object]) -> None:
+        async with _translated():
+            client: TableClient = self._service.get_table_client(table)
+            try:
+                await client.upsert_entity(entity, mode=UpdateMode.REPLACE)
+            except ResourceNotFoundError:
+                with contextlib.suppress(ResourceExistsError):
+                    await client.create_table()
+                await client.upsert_entity(entity, mode=UpdateMode.REPLACE)
+
+
+@contextlib.asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        yield
+    except (AzureError, OSError) as error:
+        raise DependencyUnavailable("Table Storage is unavailable; try again later.") from error

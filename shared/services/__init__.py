@@ -1,0 +1,30 @@
+"""What the server does, one module a transaction; no request, header or status code is seen here.
+
+Modules load on first use (PEP 562): importing the app must not pay for SQL, storage and codecs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+_MODULES = frozenset(
+    {
+        "change_feed",
+        "cleanup",
+        "delete",
+        "health",
+        "inbox",
+        "ingest",
+        "reindex",
+        "retrieve",
+        "search",
+        "store",
+    }
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _MODULES:
+        raise AttributeError(name)
+    return importlib.import_module(f"{__name__}.{name}")

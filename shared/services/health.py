@@ -1,0 +1,64 @@
+"""Health of the dependencies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from shared import container
+from shared.errors import DependencyUnavailable
+
+_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """One dependency; ``description`` says in one sentence what is wrong, or is empty."""
+
+    name: str
+    healthy: bool
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All dependencies."""
+
+    dependencies: tuple[Dependency, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every dependency answers."""
+        return all(dependency.healthy for dependency in self.dependencies)
+
+
+async def check() -> Report:
+    """Ask Blob Storage, Table Storage and SQL whether they answer, all at once."""
+    return Report(
+        tuple(
+            await asyncio.gather(
+                _probe("BlobStorage", lambda: container.blob_store().ping()),
+                _probe("TableStorage", _ping_tables),
+                _probe("Sql", lambda: container.database().ping()),
+            )
+        )
+    )
+
+
+async def _probe(name: str, ask: Callable[[], Awaitable[object]]) -> Dependency:
+    """Ask one dependency; a client that cannot even be built is a finding, too."""
+    try:
+        await asyncio.wait_for(ask(), _TIMEOUT_SECONDS)
+    except DependencyUnavailable as error:
+        return Dependency(name, False, str(error))
+    except TimeoutError:
+        return Dependency(name, False, f"No answer within {_TIMEOUT_SECONDS} seconds.")
+    except Exception as error:
+        return Dependency(name, False, f"The check failed with {type(error).__name__}.")
+    return Dependency(name, True)
+
+
+async def _ping_tables() -> None:
+    async for _ in container.table_service().list_tables(results_per_page=1):
+        break

@@ -1,0 +1,35 @@
+"""Typed settings, read from the environment (Azure Functions application settings).
+
+The table of all settings is ``docs/settings.md``; a test compares it with this class.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One attribute a setting; the alias is the name of the application setting."""
+
+    model_config = SettingsConfigDict(extra="ignore", case_sensitive=True)
+
+    storage_connection: str = Field("", alias="AzureWebJobsStorage")
+    blob_service_uri: str = Field("", alias="AzureWebJobsStorage__blobServiceUri")
+    table_service_uri: str = Field("", alias="AzureWebJobsStorage__tableServiceUri")
+    queue_service_uri: str = Field("", alias="AzureWebJobsStorage__queueServiceUri")
+    managed_identity_client_id: str = Field("", alias="AzureWebJobsStorage__clientId")
+    sql_url: str = Field("sqlite:///.data/dicom.db", alias="DICOM_SQL_URL")
+    public_base_url: str = Field("", alias="DICOM_PUBLIC_BASE_URL")
+    max_request_bytes: int = Field(104_857_600, alias="FUNCTIONS_REQUEST_BODY_SIZE_LIMIT", gt=0)
+    azure_instance_id: str = Field("", alias="WEBSITE_INSTANCE_ID")
+    cleanup_delay_seconds: int = Field(300, alias="DICOM_CLEANUP_DELAY_SECONDS", ge=0)
+    orphan_grace_seconds: int = Field(3600, alias="DICOM_ORPHAN_GRACE_SECONDS", ge=0)
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()  # type: ignore[call-arg]

@@ -1,0 +1,189 @@
+"""All SQL tables. Columns of searchable attributes are made from the attribute table.
+
+UIDs and names are compared byte by byte on every engine (``BIN2`` collation on SQL Server); the
+shadow columns of searchable attributes hold the forms of ``shared/dicom/normalise.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Unicode,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mssql
+from sqlalchemy.types import TypeEngine
+
+from shared.dicom.attributes import Attribute, Level, Matching, indexed
+
+_BIN2 = "Latin1_General_100_BIN2"
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+
+def code(length: int) -> TypeEngine[str]:
+    """An ASCII string compared byte by byte."""
+    return String(length).with_variant(mssql.VARCHAR(length, collation=_BIN2), "mssql")
+
+
+def shadow(length: int) -> TypeEngine[str]:
+    """A normalised Unicode string compared code point by code point."""
+    return Unicode(length).with_variant(mssql.NVARCHAR(length, collation=_BIN2), "mssql")
+
+
+def json_text() -> TypeEngine[str]:
+    """DICOM JSON as text; read and written whole, never queried into."""
+    return Text().with_variant(mssql.NVARCHAR(None, collation=_BIN2), "mssql")
+
+
+def key() -> TypeEngine[int]:
+    """A surrogate key: 64 bits, and SQLite's rowid there."""
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _attribute_columns(level: Level, table: str, within: tuple[str, ...]) -> Iterator[Column[Any] | Index]:
+    """Shadow columns of a level's searchable attributes and the indexes that serve them."""
+    for attribute in indexed(level):
+        if attribute.matching is Matching.UID and attribute.keyword != "SOPClassUID":
+            continue  # part of the table's identity
+        yield _attribute_column(attribute)
+        yield Index(f"ix_{table}_{attribute.column}", *within, attribute.column)
+        if attribute.matching is Matching.PERSON_NAME:
+            yield Column(f"{attribute.column}_words", shadow(attribute.length + 8))
+
+
+def _attribute_column(attribute: Attribute) -> Column[Any]:
+    return Column(attribute.column, _attribute_type(attribute))
+
+
+def _attribute_type(attribute: Attribute) -> TypeEngine[Any]:
+    if attribute.matching is Matching.NUMBER:
+        return Integer()
+    if attribute.matching in (Matching.UID, Matching.DATE, Matching.TIME, Matching.DATETIME):
+        return code(attribute.column_length)
+    return shadow(attribute.column_length)
+
+
+partition = Table(
+    "partition",
+    metadata,
+    Column("partition_key", key(), primary_key=True, autoincrement=True),
+    Column("partition_name", code(64), nullable=False, unique=True),
+    Column("created", code(32), nullable=False),
+)
+
+study = Table(
+    "study",
+    metadata,
+    Column("study_key", key(), primary_key=True, autoincrement=True),
+    Column("partition_key", key(), ForeignKey("partition.partition_key"), nullable=False),
+    Column("study_instance_uid", code(64), nullable=False),
+    Column("number_of_series", Integer, nullable=False),
+    Column("number_of_instances", Integer, nullable=False),
+    Column("modalities_in_study", shadow(1024), nullable=False),
+    Column("attributes", json_text(), nullable=False),
+    *_attribute_columns(Level.STUDY, "study", ("partition_key",)),
+    UniqueConstraint("partition_key", "study_instance_uid"),
+    Index("ix_study_partition_key", "partition_key"),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("series_key", key(), primary_key=True, autoincrement=True),
+    Column("study_key", key(), ForeignKey("study.study_key"), nullable=False),
+    Column("partition_key", key(), nullable=False),
+    Column("series_instance_uid", code(64), nullable=False),
+    Column("number_of_instances", Integer, nullable=False),
+    Column("metadata_pack", code(32), nullable=False),
+    Column("attributes", json_text(), nullable=False),
+    *_attribute_columns(Level.SERIES, "series", ("partition_key",)),
+    UniqueConstraint("study_key", "series_instance_uid"),
+    Index("ix_series_partition_key", "partition_key"),
+    Index("ix_series_series_instance_uid", "partition_key", "series_instance_uid"),
+    Index("ix_series_study_key_modality", "study_key", "modality"),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("instance_key", key(), primary_key=True, autoincrement=True),
+    Column("series_key", key(), ForeignKey("series.series_key"), nullable=False),
+    Column("study_key", key(), nullable=False),
+    Column("partition_key", key(), nullable=False),
+    Column("sop_instance_uid", code(64), nullable=False),
+    Column("version", code(32), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("transfer_syntax_uid", code(64), nullable=False),
+    Column("number_of_frames", Integer, nullable=False),
+    Column("frame_offset", BigInteger, nullable=False),
+    Column("frame_bits", BigInteger, nullable=False),
+    Column("pack", code(32), nullable=False),
+    Column("document_offset", BigInteger, nullable=False),
+    Column("document_length", Integer, nullable=False),
+    Column("bulkdata_length", Integer, nullable=False),
+    Column("frames_length", BigInteger, nullable=False),
+    Column("attributes", json_text(), nullable=False),
+    *_attribute_columns(Level.INSTANCE, "instance", ("partition_key",)),
+    UniqueConstraint("series_key", "sop_instance_uid"),
+    Index("ix_instance_partition_key", "partition_key"),
+    Index("ix_instance_sop_instance_uid", "partition_key", "sop_instance_uid"),
+    Index("ix_instance_study_key", "study_key"),
+    Index("ix_instance_version", "version"),
+    Index("ix_instance_pack", "pack"),
+)
+
+change_feed = Table(
+    "change_feed",
+    metadata,
+    Column("sequence", key(), primary_key=True, autoincrement=False),
+    Column("timestamp", code(32), nullable=False),
+    Column("action", code(16), nullable=False),
+    Column("partition_name", code(64), nullable=False),
+    Column("study_instance_uid", code(64), nullable=False),
+    Column("series_instance_uid", code(64), nullable=False),
+    Column("sop_instance_uid", code(64), nullable=False),
+    Column("version", code(32), nullable=False),
+    Index("ix_change_feed_timestamp", "timestamp"),
+    Index("ix_change_feed_version", "version"),
+)
+
+change_feed_head = Table(
+    "change_feed_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("timestamp", code(32), nullable=False),
+)
+
+deleted_instance = Table(
+    "deleted_instance",
+    metadata,
+    Column("version", code(32), primary_key=True),
+    Column("partition_name", code(64), nullable=False),
+    Column("study_instance_uid", code(64), nullable=False),
+    Column("series_instance_uid", code(64), nullable=False),
+    Column("sop_instance_uid", code(64), nullable=False),
+    Column("pack", code(32), nullable=False),
+    Column("cleanup_after", code(32), nullable=False),
+    Column("retries", Integer, nullable=False),
+    Index("ix_deleted_instance_cleanup_after", "cleanup_after"),
+)

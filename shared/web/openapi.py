@@ -1,0 +1,283 @@
+"""The OpenAPI 3.1 document, made from the registered routes, the transactions and the attribute table.
+
+Route templates of the app are OpenAPI path templates already. Every searchable attribute is a query
+parameter of the searches whose level has it (PS3.18 §8.3.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from shared.dicom.attributes import ATTRIBUTES, Attribute, Level
+from shared.dicom.identifiers import DEFAULT_PARTITION
+from shared.web import query_params
+from shared.web.transactions import TRANSACTIONS, Transaction
+
+Json = dict[str, Any]
+
+VERSION = "0.1.0"
+"""The server's version, equal to that of ``pyproject.toml``."""
+
+_DESCRIPTION = f"""\
+DICOMweb (PS3.18) over Blob Storage and SQL: store, retrieve, search, delete, and a change feed.
+
+Every path below `/v2/studies`, `/v2/series` and `/v2/instances` exists under `/v2/partitions/{{partition}}`
+too; without it the partition is `{DEFAULT_PARTITION}`. HEAD answers as GET does, without a body. A path or
+method that is not listed is answered with 404."""
+
+_UID = {"type": "string", "pattern": "^[0-9A-Za-z.-]{1,64}$"}
+_PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
+    "partition": ({"type": "string", "pattern": "^[0-9A-Za-z._-]{1,64}$"}, "Name of a partition."),
+    "study": (_UID, "Study Instance UID (0020,000D)."),
+    "series": (_UID, "Series Instance UID (0020,000E)."),
+    "instance": (_UID, "SOP Instance UID (0008,0018)."),
+    "frames": ({"type": "string", "examples": ["1", "1,2,3"]}, "Frame numbers from 1, separated by commas."),
+    "path": (
+        {"type": "string", "examples": ["7FE00010"]},
+        "The value within the instance: its tag, below sequences preceded by tag and item of each; "
+        "as a BulkDataURI gives it.",
+    ),
+}
+_SEARCH_OPTIONS: dict[str, tuple[Json, str]] = {
+    "limit": (
+        {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": query_params.MAX_LIMIT,
+            "default": query_params.DEFAULT_LIMIT,
+        },
+        "The most results to return.",
+    ),
+    "offset": ({"type": "integer", "minimum": 0, "default": 0}, "Results to pass over."),
+    "fuzzymatching": (
+        {"type": "boolean", "default": False},
+        "Person names match by the beginnings of their words, too.",
+    ),
+    "includefield": (
+        {"type": "array", "items": {"type": "string"}},
+        "Further attributes to return, by keyword or tag; `all` for every indexed one.",
+    ),
+}
+_MOMENT = {"type": "string", "examples": ["2026-01-31T12:00:00Z"]}
+_METADATA_OPTION: tuple[Json, str] = (
+    {"type": "boolean", "default": True},
+    "Whether entries hold the metadata of instances that exist.",
+)
+_CHANGE_FEED_OPTIONS: dict[str, tuple[Json, str]] = {
+    "offset": (
+        {"type": "integer", "minimum": 0, "default": 0},
+        "The Sequence after which to begin; with a time window the entries of it to pass over.",
+    ),
+    "limit": (
+        {"type": "integer", "minimum": 1, "maximum": 200, "default": 100},
+        "The most entries to return.",
+    ),
+    "startTime": (_MOMENT, "Entries from this time on (ISO 8601; UTC where no offset is given)."),
+    "endTime": (_MOMENT, "Entries before this time."),
+    "includeMetadata": _METADATA_OPTION,
+}
+
+_SCHEMAS: Json = {
+    "Problem": {
+        "description": "RFC 9457.",
+        "type": "object",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string", "description": "What is wrong, in one sentence."},
+        },
+    },
+    "DicomObject": {
+        "description": "A DICOM JSON object (PS3.18 Annex F): attributes by tag.",
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9A-F]{8}$"},
+        "additionalProperties": {"$ref": "#/components/schemas/DicomAttribute"},
+    },
+    "DicomAttribute": {
+        "type": "object",
+        "required": ["vr"],
+        "properties": {
+            "vr": {"type": "string", "pattern": "^[A-Z]{2}$"},
+            "Value": {"type": "array"},
+            "InlineBinary": {"type": "string", "contentEncoding": "base64"},
+            "BulkDataURI": {"type": "string", "format": "uri"},
+        },
+    },
+    "DicomArray": {"type": "array", "items": {"$ref": "#/components/schemas/DicomObject"}},
+    "ChangeFeedEntry": {
+        "type": "object",
+        "required": [
+            "Sequence",
+            "StudyInstanceUid",
+            "SeriesInstanceUid",
+            "SopInstanceUid",
+            "PartitionName",
+            "Action",
+            "Timestamp",
+            "State",
+        ],
+        "properties": {
+            "Sequence": {"type": "integer", "minimum": 1},
+            "StudyInstanceUid": _UID,
+            "SeriesInstanceUid": _UID,
+            "SopInstanceUid": _UID,
+            "PartitionName": {"type": "string"},
+            "Action": {"enum": ["create", "update", "delete"]},
+            "Timestamp": {"type": "string", "format": "date-time"},
+            "State": {"enum": ["current", "replaced", "deleted"]},
+            "Metadata": {"$ref": "#/components/schemas/DicomObject"},
+        },
+    },
+    "ChangeFeed": {"type": "array", "items": {"$ref": "#/components/schemas/ChangeFeedEntry"}},
+    "Health": {
+        "type": "object",
+        "required": ["overallStatus", "dependencies"],
+        "properties": {
+            "overallStatus": {"enum": ["Healthy", "Unhealthy"]},
+            "dependencies": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name", "status", "description"],
+                    "properties": {
+                        "name": {"type": "string"},
+                        "status": {"enum": ["Healthy", "Unhealthy"]},
+                        "description": {"type": "string"},
+                    },
+                },
+            },
+        },
+    },
+    "Document": {"type": "object"},
+}
+
+
+@dataclass(frozen=True)
+class Route:
+    """A registered route; ``transaction`` is a key of TRANSACTIONS, ``summary`` one line."""
+
+    name: str
+    template: str
+    methods: tuple[str, ...]
+    transaction: str
+    summary: str
+
+
+def document(routes: Iterable[Route]) -> Json:
+    """The document without ``servers``, which depend on the request."""
+    paths: dict[str, Json] = {}
+    for route in routes:
+        path = paths.setdefault("/" + route.template, {})
+        if "{" in route.template:
+            path["parameters"] = [_parameter_reference(name) for name in _names(route.template)]
+        for method in route.methods:
+            path[method.lower()] = _operation(route, method)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Medical Imaging Server for DICOM",
+            "version": VERSION,
+            "description": _DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "tags": [
+            {"name": name, "description": source}
+            for name, source in {t.name: t.source for t in TRANSACTIONS.values()}.items()
+        ],
+        "paths": {path: paths[path] for path in sorted(paths)},
+        "components": {
+            "schemas": _SCHEMAS,
+            "parameters": {
+                name: _parameter(name, "path", *of) | {"required": True}
+                for name, of in _PATH_PARAMETERS.items()
+            }
+            | {a.keyword: _attribute_parameter(a) for a in ATTRIBUTES if a.matching is not None},
+        },
+    }
+
+
+def _names(template: str) -> list[str]:
+    return re.findall(r"{(\w+)}", template)
+
+
+def _operation(route: Route, method: str) -> Json:
+    transaction = TRANSACTIONS[route.transaction]
+    head = method == "HEAD"
+    operation: Json = {
+        "operationId": f"{route.name}_head" if head else route.name,
+        "tags": [transaction.name],
+        "summary": route.summary,
+        "responses": {
+            str(status): _response(transaction, status, head) for status in sorted(transaction.statuses)
+        },
+    }
+    parameters = _query_parameters(route)
+    if parameters:
+        operation["parameters"] = parameters
+    if transaction.consumes:
+        content = {media_type: _body("") for media_type in transaction.consumes}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _response(transaction: Transaction, status: int, head: bool) -> Json:
+    sentence = transaction.statuses[status]
+    response: Json = {"description": sentence[0].upper() + sentence[1:] + "."}
+    if status in transaction.answered:
+        content = {media_type: _body(transaction.schema) for media_type in transaction.produces}
+    elif status in transaction.empty:
+        content = {}
+    else:
+        content = {"application/problem+json": _body("Problem")}
+    if content and not head:
+        response["content"] = content
+    if transaction is TRANSACTIONS["metadata"] and status in (200, 304):
+        response["headers"] = {"ETag": {"schema": {"type": "string"}}}
+    if status == 503:
+        response["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+    return response
+
+
+def _body(schema: str) -> Json:
+    """A JSON body, or bytes, which have no schema in OpenAPI 3.1."""
+    return {"schema": {"$ref": f"#/components/schemas/{schema}"}} if schema else {}
+
+
+def _query_parameters(route: Route) -> list[Json]:
+    match route.transaction:
+        case "search":
+            level = search_level(route.template)
+            attributes = [a for a in ATTRIBUTES if a.matching is not None and a.level <= level]
+            options = [_parameter(name, "query", *of) for name, of in _SEARCH_OPTIONS.items()]
+            return options + [_parameter_reference(a.keyword) for a in attributes]
+        case "change_feed":
+            return [_parameter(name, "query", *of) for name, of in _CHANGE_FEED_OPTIONS.items()]
+        case "read_latest_change":
+            return [_parameter("includeMetadata", "query", *_METADATA_OPTION)]
+    return []
+
+
+def search_level(template: str) -> Level:
+    """The level of the results of a search's route, which its last segment names."""
+    names = {"studies": Level.STUDY, "series": Level.SERIES, "instances": Level.INSTANCE}
+    return names[template.rpartition("/")[2]]
+
+
+def _parameter(name: str, place: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": place, "description": description, "schema": schema}
+
+
+def _parameter_reference(name: str) -> Json:
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def _attribute_parameter(attribute: Attribute) -> Json:
+    matching = attribute.matching.value if attribute.matching else ""
+    tag = f"({attribute.tag[:4]},{attribute.tag[4:]})"
+    description = f"{tag} {attribute.vr}: {matching}. `{attribute.tag}` names it as well."
+    return _parameter(attribute.keyword, "query", {"type": "string"}, description)

@@ -1,0 +1,90 @@
+"""Query parameters of QIDO-RS (PS3.18 §8.3.4, §10.6.1.2): name and value pairs to a SearchQuery."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from shared.dicom.attributes import Level
+from shared.dicom.identifiers import Resource
+from shared.dicom.search_terms import SearchQuery, name_of, parse_term, searchable, tag_of
+from shared.errors import InvalidRequest
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 200
+MAX_OFFSET = 2**31 - 1
+
+_OPTIONS = frozenset({"limit", "offset", "fuzzymatching"})
+
+
+def search_query(level: Level, resource: Resource, parameters: Iterable[tuple[str, str]]) -> SearchQuery:
+    """The search that ``parameters``, decoded and in their order, ask for.
+
+    Raises InvalidRequest that names a parameter which is unknown, malformed, given twice or not
+    searchable at ``level``.
+    """
+    options: dict[str, str] = {}
+    values: dict[str, str] = {}
+    included: list[str] = []
+    for name, value in parameters:
+        if name == "includefield":
+            included += value.split(",")
+            continue
+        known, key = (options, name) if name in _OPTIONS else (values, _tag(name))
+        if key in known:
+            raise InvalidRequest(f"The query parameter {_shown(name)} is given twice.")
+        known[key] = value
+
+    fuzzy = _boolean("fuzzymatching", options.get("fuzzymatching", "false"))
+    attributes = {tag: searchable(tag, level) for tag in values}
+    terms = [parse_term(attributes[tag], value, fuzzy) for tag, value in values.items()]
+    fields = [field.strip() for field in included if field.strip()]
+    return SearchQuery(
+        level=level,
+        resource=resource,
+        terms=tuple(term for term in terms if term is not None),
+        requested=frozenset(attribute.tag for attribute in attributes.values())
+        | {_field(field) for field in fields if field.lower() != "all"},
+        include_all=any(field.lower() == "all" for field in fields),
+        limit=_integer("limit", options.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT),
+        offset=_integer("offset", options.get("offset", "0"), 0, MAX_OFFSET),
+    )
+
+
+def _tag(name: str) -> str:
+    """The tag of the attribute that a parameter matches."""
+    tag = tag_of(name)
+    if tag is not None:
+        return tag
+    if "." in name and all(tag_of(part) for part in name.split(".")):
+        raise InvalidRequest(f"Matching inside sequences, as in {_shown(name)}, is not supported for now.")
+    raise InvalidRequest(f"The query parameter {_shown(name)} is unknown.")
+
+
+def _field(name: str) -> str:
+    """The tag that a value of ``includefield`` names; a path into a sequence names the whole of it.
+
+    An attribute that the index does not hold is accepted and not returned.
+    """
+    tags = [tag_of(part) for part in name.split(".")]
+    if tags[0] is None or None in tags:
+        raise InvalidRequest(f"includefield does not know the attribute {_shown(name)}.")
+    return tags[0]
+
+
+def _integer(name: str, value: str, low: int, high: int) -> int:
+    if re.fullmatch("[0-9]{1,10}", value) is None or not low <= int(value) <= high:
+        raise InvalidRequest(f"{name} must be a number from {low} to {high}.")
+    return int(value)
+
+
+def _boolean(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise InvalidRequest(f"{name} must be true or false.")
+    return value.lower() == "true"
+
+
+def _shown(name: str) -> str:
+    """A parameter's name for a message: an attribute's keyword, or what was sent, shortened."""
+    tag = tag_of(name)
+    return name_of(tag) if tag else repr(name[:64])

@@ -1,0 +1,204 @@
+"""What each transaction takes and answers, once: for the OpenAPI document and the conformance statement.
+
+A transaction is named by the module of ``functions/`` that serves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_UNCHANGED = "If-None-Match names the current ETag"
+_MALFORMED = "a path or query parameter or the partition's name is malformed"
+_UNSAFE = "the app runs in Azure: this version authenticates nobody and serves local requests alone"
+_ABSENT = "the study, series or instance does not exist"
+_ACCEPT = "Accept allows nothing that can be sent"
+_BUG = "a defect of the server; the body names an incident of its log"
+_UNAVAILABLE = "Blob Storage or SQL does not answer; Retry-After says when to try again"
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """``statuses`` say when each is answered; ``schema`` is the OpenAPI schema of JSON answers.
+
+    ``produces`` are the media types of successful answers, ``consumes`` those of the request's body;
+    ``answered`` the statuses whose bodies are of those types. Others are problems or have no body.
+    """
+
+    name: str
+    source: str
+    statuses: dict[int, str]
+    produces: tuple[str, ...] = ()
+    consumes: tuple[str, ...] = ()
+    schema: str = ""
+    answered: frozenset[int] = field(default=frozenset({200}))
+    empty: frozenset[int] = field(default=frozenset({204, 304}))
+
+
+TRANSACTIONS = {
+    "store": Transaction(
+        "Store",
+        "STOW-RS, PS3.18 §10.5",
+        {
+            200: "all instances are stored",
+            202: "some instances failed, or some were stored with a warning",
+            204: "the body holds no instance",
+            400: "the body is malformed multipart, or a UID or the partition in the path is malformed",
+            403: _UNSAFE,
+            406: _ACCEPT,
+            409: "no instance is stored; the body says why",
+            413: "the body has more bytes or parts than the server takes; nothing is stored",
+            415: "the media type of the body or of a part is not application/dicom; nothing is stored",
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/dicom+json",),
+        consumes=('multipart/related; type="application/dicom"', "application/dicom"),
+        schema="DicomObject",
+        answered=frozenset({200, 202, 409}),
+    ),
+    "retrieve": Transaction(
+        "Retrieve instances",
+        "WADO-RS, PS3.18 §10.4",
+        {
+            200: "the instances",
+            400: _MALFORMED,
+            403: _UNSAFE,
+            404: _ABSENT,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=('multipart/related; type="application/dicom"', "application/dicom"),
+    ),
+    "metadata": Transaction(
+        "Retrieve metadata",
+        "WADO-RS, PS3.18 §10.4.1.1.2",
+        {
+            200: "one object an instance",
+            304: _UNCHANGED,
+            400: _MALFORMED,
+            403: _UNSAFE,
+            404: _ABSENT,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/dicom+json", "application/json"),
+        schema="DicomArray",
+    ),
+    "frames": Transaction(
+        "Retrieve frames",
+        "WADO-RS, PS3.18 §10.4.1.1.6",
+        {
+            200: "the frames, in the order of the list",
+            400: "the list is malformed or too long, or a UID or the partition is malformed",
+            403: _UNSAFE,
+            404: "the instance does not exist, or has no such frame that could be told apart",
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("multipart/related", "application/octet-stream", "image/*", "video/*"),
+    ),
+    "bulkdata": Transaction(
+        "Retrieve bulk data",
+        "WADO-RS, PS3.18 §10.4.1.1.5",
+        {
+            200: "the value",
+            400: _MALFORMED,
+            403: _UNSAFE,
+            404: "the instance does not exist or has no such bulk data",
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=('multipart/related; type="application/octet-stream"', "application/octet-stream"),
+    ),
+    "search": Transaction(
+        "Search",
+        "QIDO-RS, PS3.18 §10.6",
+        {
+            200: "a page of results",
+            204: "nothing matches",
+            304: _UNCHANGED,
+            400: "a parameter is unknown, malformed, given twice or not searchable at the level",
+            403: _UNSAFE,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/dicom+json", "application/json"),
+        schema="DicomArray",
+    ),
+    "delete": Transaction(
+        "Delete",
+        "an extension of this server",
+        {
+            204: "deleted: no later request finds it",
+            400: _MALFORMED,
+            403: _UNSAFE,
+            404: _ABSENT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+    ),
+    "change_feed": Transaction(
+        "Change feed",
+        "an extension of this server",
+        {
+            200: "entries in order of Sequence; an empty array at the end of the feed",
+            304: _UNCHANGED,
+            400: _MALFORMED,
+            403: _UNSAFE,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/json",),
+        schema="ChangeFeed",
+    ),
+    "read_latest_change": Transaction(
+        "Change feed",
+        "an extension of this server",
+        {
+            200: "the entry with the highest Sequence",
+            204: "the feed is empty",
+            304: _UNCHANGED,
+            400: _MALFORMED,
+            403: _UNSAFE,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/json",),
+        schema="ChangeFeedEntry",
+    ),
+    "health": Transaction(
+        "Health",
+        "an extension of this server",
+        {
+            200: "every dependency answers",
+            500: _BUG,
+            503: "a dependency does not answer; the body says which",
+        },
+        produces=("application/json",),
+        schema="Health",
+        answered=frozenset({200, 503}),
+    ),
+    "openapi": Transaction(
+        "OpenAPI document",
+        "an extension of this server",
+        {200: "an OpenAPI 3.1 document", 403: _UNSAFE, 500: _BUG},
+        produces=("application/json",),
+        schema="Document",
+    ),
+}
+"""By module of ``functions/``, or by handler where one differs from the others of its module."""
+
+
+def transaction_of(module: str, handler: str) -> str:
+    """The key in :data:`TRANSACTIONS` of a handler. Raises KeyError where the table lacks it."""
+    for key in (handler, module.rpartition(".")[2]):
+        if key in TRANSACTIONS:
+            return key
+    raise KeyError(f"{module}.{handler} is in no transaction of shared/web/transactions.py")

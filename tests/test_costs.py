@@ -1,0 +1,208 @@
+"""What a transaction may cost: the table of SQL round trips and blob requests, counted.
+
+Blob requests are counted on the wire of the SDK, SQL statements at the driver. A change that adds a round
+trip fails here rather than on a stopwatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from azure.core.pipeline.transport import AioHttpTransport
+from pydicom.uid import generate_uid
+
+from shared import container
+from shared.dicom.identifiers import DEFAULT_PARTITION, Resource
+from shared.services import change_feed, delete, retrieve, store
+from shared.settings import settings
+from tests.dicom_files import make_file
+
+CACHED = (settings, container.database, container.blob_store, container.table_service, container.state)
+
+
+@dataclass
+class Costs:
+    """Calls made within a ``with counted()`` block."""
+
+    statements: list[str] = field(default_factory=list)
+    reads: int = 0
+    writes: int = 0
+    blob: list[str] = field(default_factory=list)
+
+
+class Counter:
+    """Counts calls while a block is open."""
+
+    def __init__(self) -> None:
+        self.open: Costs | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[Costs]:
+        self.open = Costs()
+        yield self.open
+        self.open = None
+
+
+@pytest.fixture
+async def counted(azurite: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counter]:
+    """The services in this process on real storage and a new database, their calls counted."""
+    counter = Counter()
+    monkeypatch.setenv("AzureWebJobsStorage", azurite.connection_string)
+    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/costs.db")
+    for cached in CACHED:
+        cached.cache_clear()
+    send = AioHttpTransport.send
+
+    async def counting_send(self: Any, request: Any, **options: Any) -> Any:
+        if counter.open is not None:
+            append = "comp=appendblock" in request.url
+            counter.open.blob.append("APPEND" if append else request.method)
+        return await send(self, request, **options)
+
+    monkeypatch.setattr(AioHttpTransport, "send", counting_send)
+    database = container.database()
+    run = database.run
+
+    def counting_run(write: bool, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if counter.open is not None:
+            counter.open.writes += write
+            counter.open.reads += not write
+        return run(write, work, *args, **kwargs)
+
+    monkeypatch.setattr(database, "run", counting_run)
+
+    @sa.event.listens_for(database.engine, "before_cursor_execute")
+    def count_statement(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if counter.open is not None and not statement.startswith(("PRAGMA", "BEGIN")):
+            counter.open.statements.append(statement)
+
+    await container.blob_store().prepare()
+    await _store([make_file()])  # everything is loaded and migrated now
+    yield counter
+    await container.blob_store().close()
+    await container.table_service().close()
+    database.close()
+    for cached in CACHED:
+        cached.cache_clear()
+
+
+async def _store(files: list[bytes], replace: bool = False) -> list[store.Outcome]:
+    async def chunks(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    async def each() -> AsyncIterator[AsyncIterator[bytes]]:
+        for data in files:
+            yield chunks(data)
+
+    outcomes = await store.store(each(), DEFAULT_PARTITION, replace=replace)
+    assert all(outcome.failure is None for outcome in outcomes), outcomes
+    return outcomes
+
+
+def _files(study: str, series: list[str], count: int) -> list[bytes]:
+    return [make_file(study=study, series=uid) for uid in series for _ in range(count)]
+
+
+async def test_store_costs_one_check_one_transaction_an_upload_each_and_an_append_a_series(
+    counted: Counter,
+) -> None:
+    study, series = generate_uid(), [generate_uid(), generate_uid()]
+    await _store(_files(study, series, 1))
+    with counted() as costs:
+        await _store(_files(study, series, 5))
+    assert (costs.reads, costs.writes) == (1, 1)
+    assert costs.blob.count("APPEND") == 2
+    assert costs.blob.count("PUT") == 10
+    assert len(costs.blob) == 12
+    assert len(costs.statements) <= 17  # the check, and the transaction of two series
+
+
+async def test_the_first_store_of_a_series_makes_its_pack(counted: Counter) -> None:
+    with counted() as costs:
+        await _store(_files(generate_uid(), [generate_uid()], 5))
+    assert (costs.reads, costs.writes) == (1, 1)
+    assert (costs.blob.count("APPEND"), costs.blob.count("PUT")) == (1, 6)
+
+
+async def test_refused_duplicates_are_not_uploaded(counted: Counter) -> None:
+    data = make_file()
+    await _store([data])
+    with counted() as costs, pytest.raises(AssertionError):
+        await _store([data])
+    assert (costs.reads, costs.writes, costs.blob) == (1, 0, [])
+
+
+async def test_retrieving_an_instance_costs_one_statement_and_one_read(counted: Counter) -> None:
+    (outcome,) = await _store([make_file()])
+    with counted() as costs:
+        found = await retrieve.find(_resource(outcome, 3))
+        async for payload in retrieve.read_instances(found, [found[0].transfer_syntax]):
+            assert b"".join([chunk async for chunk in payload.chunks])
+    assert (len(costs.statements), costs.blob) == (1, ["GET"])
+
+
+async def test_retrieving_native_frames_costs_one_statement_and_one_ranged_read(counted: Counter) -> None:
+    (outcome,) = await _store([make_file(frames=20)])
+    with counted() as costs:
+        (found,) = await retrieve.find(_resource(outcome, 3))
+        frames = [frame async for frame in retrieve.read_frames(found, [3, 4, 5], found.transfer_syntax)]
+    assert len(frames) == 3
+    assert (len(costs.statements), costs.blob) == (1, ["GET"])
+
+
+async def test_retrieving_encapsulated_frames_costs_a_read_more_for_the_frame_table(counted: Counter) -> None:
+    (outcome,) = await _store([make_file(frames=20, encapsulated=True)])
+    with counted() as costs:
+        (found,) = await retrieve.find(_resource(outcome, 3))
+        frames = [frame async for frame in retrieve.read_frames(found, [7], found.transfer_syntax)]
+    assert len(frames) == 1
+    assert (len(costs.statements), costs.blob) == (1, ["GET", "GET"])
+
+
+async def test_metadata_of_a_series_costs_one_statement_and_two_reads_however_it_was_stored(
+    counted: Counter,
+) -> None:
+    study, series = generate_uid(), generate_uid()
+    for file in _files(study, [series], 40):
+        await _store([file])
+    with counted() as costs:
+        found = await retrieve.find(Resource(DEFAULT_PARTITION, study, series))
+        documents = [d async for d in retrieve.read_metadata(found, "http://server/v2")]
+    assert len(documents) == 40
+    assert len(costs.statements) == 1
+    assert len(costs.blob) <= 2
+
+
+async def test_metadata_of_a_study_costs_one_statement_and_two_reads_a_series(counted: Counter) -> None:
+    study, series = generate_uid(), [generate_uid() for _ in range(3)]
+    await _store(_files(study, series, 3))
+    with counted() as costs:
+        found = await retrieve.find(Resource(DEFAULT_PARTITION, study))
+        assert len([d async for d in retrieve.read_metadata(found, "http://server/v2")]) == 9
+    assert len(costs.statements) == 1
+    assert len(costs.blob) <= 2 * len(series)
+
+
+async def test_delete_costs_one_transaction_and_no_blob_request(counted: Counter) -> None:
+    study = generate_uid()
+    await _store(_files(study, [generate_uid()], 3))
+    with counted() as costs:
+        await delete.delete(Resource(DEFAULT_PARTITION, study))
+    assert (costs.reads, costs.writes, costs.blob) == (0, 1, [])
+
+
+async def test_the_change_feed_costs_one_statement(counted: Counter) -> None:
+    with counted() as costs:
+        assert await change_feed.read(0, 100, None, None, include_metadata=False)
+    assert (len(costs.statements), costs.blob) == (1, [])
+
+
+def _resource(outcome: store.Outcome, level: int) -> Resource:
+    key = outcome.key
+    assert key is not None
+    return Resource(key.partition, key.study, key.series, key.instance if level == 3 else "")

@@ -1,0 +1,273 @@
+"""dev.py: its commands, its refusals in one sentence, the loader, and a server's life from start to stop."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from devhost import load
+from devhost.azurite import Installation, free_ports
+from devhost.load import File, batches, describe, find_files, read_outcomes
+from devhost.setup import Environment, Problem, Screen, exclusive
+from tests.conftest import ROOT, Server
+
+DEV = str(ROOT / "dev.py")
+
+
+def make_file(path: Path, study: str, series: str) -> Path:
+    """A small CT instance."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+    ds.PatientID, ds.PatientName, ds.Modality = "dev-1", "Dev^Loader", "CT"
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve instances of one study in two folders."""
+    study = generate_uid()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        series = generate_uid()
+        for number in range(6):
+            make_file(tmp_path / name / f"{number}.dcm", study, series)
+    return tmp_path
+
+
+def dev(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run dev.py with the standard library alone."""
+    command = [sys.executable, "-S", "-E", DEV, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+# --- commands and refusals -------------------------------------------------------------------------
+
+
+def test_commands_need_the_standard_library_alone() -> None:
+    ended = dev("--help")
+    assert ended.returncode == 0, ended.stderr
+    for command in ("run", "test", "load", "check", "bench", "reindex"):
+        assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
+
+
+def test_commands_are_documented() -> None:
+    text = (ROOT / "docs" / "develop.md").read_text()
+    for command in ("run", "test", "load", "check", "bench", "reindex"):
+        assert f"python3 dev.py {command}" in text
+
+
+def assert_one_sentence(ended: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert ended.returncode == 1
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    for word in words:
+        assert word in ended.stderr
+
+
+def test_busy_port_is_refused_in_one_sentence() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        assert_one_sentence(dev("run", "--port", port), port, "--port")
+
+
+def test_unwritable_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    port = str(free_ports()[0])
+    assert_one_sentence(dev("run", "--port", port, "--data", str(file / "data")), str(file / "data"))
+
+
+def test_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(Problem, match="in use"), exclusive(tmp_path):
+        pass
+
+
+def test_missing_node_that_cannot_be_installed_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("DICOM_TEST_AZURITE_JS", raising=False)
+    titles: list[str] = []
+
+    def run(title: str, command: list[str], environment: dict[str, str] | None) -> None:
+        titles.append(title)
+        raise Problem("Installing Node.js failed (no network).")
+
+    with pytest.raises(Problem, match=r"Node\.js 18 or later was not found; Installing"):
+        Installation(tmp_path).ensure(run, sys.executable)
+    assert titles == ["Installing Node.js"]
+
+
+def test_failing_step_says_why_and_where_the_log_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; print('ERROR: no such package'); print('bye'); sys.exit(3)"]
+    with pytest.raises(Problem, match=r"Installing things failed \(ERROR: no such package\).*things\.log"):
+        Screen(tmp_path).run("Installing things", command)
+
+
+def test_environment_is_made_anew_when_requirements_change(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("one")
+    titles: list[str] = []
+
+    class Recorder(Screen):
+        def run(self, title: str, command: list[str], environment: dict[str, str] | None = None) -> None:
+            titles.append(title)
+            python = tmp_path / ".venv" / "bin" / "python"
+            python.parent.mkdir(parents=True, exist_ok=True)
+            python.touch()
+
+    steps = ["Creating a virtual environment", "Installing packages"]
+    environment = Environment(tmp_path)
+    environment.ensure(Recorder(tmp_path))
+    environment.ensure(Recorder(tmp_path))
+    assert titles == steps
+    (tmp_path / "requirements.txt").write_text("two")
+    environment.ensure(Recorder(tmp_path))
+    assert titles == steps * 2
+
+
+# --- the loader ------------------------------------------------------------------------------------
+
+
+def file(uid: str, size: int = 1) -> File:
+    return File(Path(uid or "x"), size, uid)
+
+
+def test_batches_hold_ten_files_or_20_megabytes() -> None:
+    assert [len(batch) for batch in batches(file(str(n)) for n in range(25))] == [10, 10, 5]
+    assert [len(batch) for batch in batches(file(str(n), 8 * 1024**2) for n in range(5))] == [2, 2, 1]
+    assert [len(batch) for batch in batches([file("1", 10**9), file("2")])] == [1, 1]
+
+
+def test_files_that_cannot_be_told_apart_travel_alone() -> None:
+    uids = ["1", "2", "1", "", "3"]
+    sent = [[one.uid for one in batch] for batch in batches(file(uid) for uid in uids)]
+    assert sorted(sent) == [[""], ["1", "2"], ["1", "3"]]
+
+
+def test_describe_reads_the_uid_of_dicom_only(folder: Path) -> None:
+    path = folder / "a" / "0.dcm"
+    assert describe(path).uid.startswith("1.2.826")
+    assert describe(path).size == path.stat().st_size
+    (folder / "text").write_text("no DICOM at all")
+    assert describe(folder / "text").uid == ""
+    assert len(find_files([folder])) == 13
+
+
+def test_outcomes_are_read_per_file() -> None:
+    failed = Dataset()
+    failed.ReferencedSOPInstanceUID, failed.FailureReason = "2", 45070
+    stored = Dataset()
+    stored.ReferencedSOPInstanceUID, stored.WarningReason = "1", 1
+    answer = Dataset()
+    answer.FailedSOPSequence, answer.ReferencedSOPSequence = [failed], [stored]
+    response = httpx.Response(202, content=answer.to_json())
+    outcomes = read_outcomes([file("1"), file("2"), file("3")], response)
+    assert [outcome.status for outcome in outcomes] == ["warned", "duplicate", "refused"]
+    problem = httpx.Response(415, json={"detail": "Not this."})
+    assert read_outcomes([file("1")], problem)[0].reason == "HTTP 415: Not this."
+
+
+def run_load(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "devhost.load", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_load_stores_a_folder_and_sums_up(server: Server, folder: Path) -> None:
+    ended = run_load(str(folder), "--url", server.url)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "12 files: 12 stored, 0 warned, 0 duplicate, 0 refused" in ended.stdout
+    again = run_load(str(folder), "--url", server.url)
+    assert "12 duplicate, 0 refused" in again.stdout
+    assert again.returncode == 0
+
+
+def test_load_reports_what_the_server_refuses(server: Server, folder: Path) -> None:
+    (folder / "notes.txt").write_text("no DICOM at all")
+    ended = run_load(str(folder), "--url", server.url)
+    assert ended.returncode == 1
+    assert "12 stored" in ended.stdout
+    assert re.search(r"refused .*notes\.txt: 43264: ", ended.stdout)
+
+
+def test_load_without_a_server_is_one_sentence(folder: Path) -> None:
+    ended = run_load(str(folder), "--url", f"http://127.0.0.1:{free_ports()[0]}")
+    assert ended.returncode == 2
+    assert "No server answers" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_demo_files_are_packaged() -> None:
+    assert all(path.is_file() for path in load.demo_files())
+
+
+# --- a server's life -------------------------------------------------------------------------------
+
+
+class Run:
+    """``dev.py run`` in the background."""
+
+    def __init__(self, data: Path, output: Path, *arguments: str) -> None:
+        self.port = free_ports()[0]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.output = output
+        with output.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, DEV, "run", "--port", str(self.port), "--data", str(data), *arguments],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 120
+        while text not in self.output.read_text():
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(40)
+
+
+def test_run_demo_survives_a_restart_and_stops_cleanly(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    first = Run(data, tmp_path / "first.log", "--demo")
+    try:
+        first.wait_for("Ctrl-C")
+        first.wait_for(" refused")
+        assert "0 refused" in first.output.read_text()
+        studies = httpx.get(f"{first.url}/v2/studies?limit=200").json()
+        assert len(studies) >= 5
+    finally:
+        code = first.interrupt()
+    assert code == 0
+    assert "Traceback" not in first.output.read_text()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{first.url}/health/check")
+
+    second = Run(data, tmp_path / "second.log")
+    try:
+        second.wait_for("Ctrl-C")
+        again = httpx.get(f"{second.url}/v2/studies?limit=200").json()
+        assert [s["0020000D"] for s in again] == [s["0020000D"] for s in studies]
+        uid = again[0]["0020000D"]["Value"][0]
+        assert httpx.get(f"{second.url}/v2/studies/{uid}", timeout=30).status_code == 200
+    finally:
+        assert second.interrupt() == 0

@@ -1,0 +1,186 @@
+"""Schema versions: the revisions lead to ``shared/sql/tables.py``, once, and on SQL Server too."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import sqlglot
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import mssql
+from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlglot import exp
+
+from shared.sql import migrations, tables
+from shared.sql.engine import Database
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTS = 6
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'dicom.db'}")
+    yield database
+    database.close()
+
+
+def scripts() -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    return ScriptDirectory.from_config(config)
+
+
+def revision(connection: sa.Connection) -> str:
+    return str(connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one())
+
+
+def test_the_head_constant_is_the_newest_revision() -> None:
+    assert scripts().get_heads() == [migrations.HEAD]
+
+
+def test_revisions_are_numbered_in_a_row() -> None:
+    """``migrate`` compares revisions as text."""
+    found = [script.revision for script in scripts().walk_revisions()]
+    assert sorted(found, reverse=True) == found
+    assert {len(revision) for revision in found} == {len(migrations.HEAD)}
+
+
+def test_an_empty_database_is_upgraded_to_the_tables_of_the_code(database: Database) -> None:
+    migrations.migrate(database)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+        assert revision(connection) == migrations.HEAD
+        assert connection.execute(sa.select(tables.change_feed_head.c.sequence)).scalars().all() == [0]
+
+
+def test_a_second_start_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrations.migrate(database)
+
+    def upgrade(_connection: sa.Connection) -> None:
+        raise AssertionError("upgraded twice")
+
+    monkeypatch.setattr(migrations, "_upgrade", upgrade)
+    migrations.migrate(database)
+
+
+def test_a_database_newer_than_the_code_is_used_as_it_is(database: Database) -> None:
+    migrations.migrate(database)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    migrations.migrate(database)
+    with database.engine.connect() as connection:
+        assert revision(connection) == "9999"
+
+
+START = """
+import sys
+import sqlalchemy as sa
+from shared.sql import migrations
+from shared.sql.engine import Database
+
+upgrade = migrations._upgrade
+migrations._upgrade = lambda connection: (upgrade(connection), print("upgraded"))
+database = Database(sys.argv[1])
+sys.stdin.readline()
+database.run(False, lambda connection: connection.execute(sa.text("SELECT count(*) FROM study")).scalar())
+print("started")
+"""
+
+
+def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'dicom.db'}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", START, url],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(STARTS)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * STARTS
+    assert all("started" in text for text in said)
+    assert sum("upgraded" in text for text in said) == 1
+
+
+# --- SQL Server --------------------------------------------------------------------------------------
+
+
+def parsed(sql: str) -> exp.Expression:
+    (statement,) = sqlglot.parse(sql, read="tsql", error_level=sqlglot.ErrorLevel.RAISE)
+    assert isinstance(statement, exp.Create)
+    return statement
+
+
+def ddl_of_tables() -> dict[str, exp.Expression]:
+    """CREATE statements of the tables and indexes for SQL Server, by name."""
+    dialect = mssql.dialect()  # type: ignore[no-untyped-call]
+    found = {}
+    for table in tables.metadata.sorted_tables:
+        found[table.name] = parsed(str(CreateTable(table).compile(dialect=dialect)))
+        for index in table.indexes:
+            found[str(index.name)] = parsed(str(CreateIndex(index).compile(dialect=dialect)))
+    return found
+
+
+def ddl_of_revisions() -> dict[str, exp.Expression]:
+    """CREATE statements the revisions run on SQL Server, by name."""
+    out = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name="mssql", opts={"as_sql": True, "output_buffer": out, "mssql_batch_separator": "GO"}
+    )
+    with Operations.context(context):
+        for script in reversed(list(scripts().walk_revisions())):
+            script.module.upgrade()
+    found: dict[str, Any] = {}
+    for batch in out.getvalue().split("\nGO\n"):
+        sql = batch.strip().rstrip(";")
+        if sql.startswith("CREATE"):
+            statement = parsed(sql)
+            target = statement.this.this if isinstance(statement.this, exp.Schema) else statement.this
+            found[str(target.name)] = statement
+    return found
+
+
+def test_every_table_is_valid_t_sql() -> None:
+    found = ddl_of_tables()
+    assert {table.name for table in tables.metadata.sorted_tables} <= set(found)
+
+
+def test_identifiers_are_compared_byte_by_byte_on_sql_server() -> None:
+    for table in tables.metadata.sorted_tables:
+        for column in table.columns:
+            if isinstance(column.type, sa.String):
+                variant = column.type.dialect_impl(mssql.dialect())  # type: ignore[no-untyped-call]
+                assert variant.collation == "Latin1_General_100_BIN2", column  # type: ignore[attr-defined]
+
+
+def test_revisions_make_the_same_tables_on_sql_server() -> None:
+    wanted, made = ddl_of_tables(), ddl_of_revisions()
+    assert set(made) == set(wanted)
+    for name, statement in wanted.items():
+        assert _columns(made[name]) == _columns(statement), name
+
+
+def _columns(statement: exp.Expression) -> set[str]:
+    """Columns and constraints of a table, or an index as a whole."""
+    schema = statement.this
+    return {part.sql("tsql") for part in (schema.expressions if isinstance(schema, exp.Schema) else [schema])}
