@@ -37,6 +37,7 @@ _FLOAT_PIXELS = ("7FE00008", "7FE00009")
 _BITS_ALLOCATED = (1, 8, 16, 32, 64)
 _SUBSAMPLED = "YBR_FULL_422"
 _PLUGIN = "imagecodecs"
+_END_OF_IMAGE = b"\xff\xd9"
 
 
 class CorruptFrame(ValueError):
@@ -129,7 +130,8 @@ def decode(frame: bytes, image: ImagePixel, transfer_syntax: str) -> DecodedFram
     bytes. Colour is interleaved afterwards. Its space stays as it is, PALETTE COLOR included, except:
     the colour transforms of JPEG 2000 are undone (YBR_RCT, YBR_ICT become RGB), YBR of lossy JPEG
     (YBR_FULL and YBR_FULL_422) becomes RGB, and subsampling of native data is undone (YBR_FULL_422 becomes
-    YBR_FULL).
+    YBR_FULL). Bits beyond BitsStored are cleared, or follow the sign, where HighBit is BitsStored - 1; where
+    it is not (retired), words stay as they are.
 
     Holds no global lock while a codec works. Raises CorruptFrame.
     """
@@ -174,6 +176,7 @@ def _decode(
         pixel_representation=image.pixel_representation,
         number_of_frames=1,
         pixel_keyword="PixelData",
+        correct_unused_bits=image.high_bit == image.bits_stored - 1,
         pixel_vr="OW" if image.bits_allocated > 8 else "OB",
     )
     return pixels, found
@@ -219,6 +222,8 @@ def run_codec(frame: bytes, runner: Any) -> bytes | bytearray:
 def _decode_jpeg(frame: bytes, runner: Any) -> np.ndarray[Any, Any]:
     import imagecodecs
 
+    if frame.rfind(_END_OF_IMAGE) < 0:
+        raise CorruptFrame("The frame's codestream ends early.")  # libjpeg would make up the rest
     if runner.samples_per_pixel == 1:
         return imagecodecs.jpeg8_decode(frame)
     lossy_ybr = str(runner.transfer_syntax) in JPEG_LOSSY_SYNTAXES and runner.photometric_interpretation in (
@@ -235,6 +240,8 @@ def _decode_jpeg(frame: bytes, runner: Any) -> np.ndarray[Any, Any]:
 def _decode_jpeg_ls(frame: bytes, runner: Any) -> np.ndarray[Any, Any]:
     import imagecodecs
 
+    if not frame.endswith((_END_OF_IMAGE, _END_OF_IMAGE + b"\0")):
+        frame += _END_OF_IMAGE  # without an end CharLS may look for one for seconds
     pixels = imagecodecs.jpegls_decode(frame)
     if pixels.ndim == 3 and pixels.shape[0] == 3 != pixels.shape[2]:
         pixels = pixels.transpose(1, 2, 0)  # interleaved by plane
@@ -246,22 +253,14 @@ def _decode_jpeg_2000(frame: bytes, runner: Any) -> np.ndarray[Any, Any]:
 
     if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
         runner.set_option("photometric_interpretation", "RGB")
-    return imagecodecs.jpeg2k_decode(frame, numthreads=1)
-
-
-def _decode_htj2k(frame: bytes, runner: Any) -> np.ndarray[Any, Any]:
-    import imagecodecs
-
-    if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
-        runner.set_option("photometric_interpretation", "RGB")
-    return imagecodecs.htj2k_decode(frame)
+    # OpenJPEG for HTJ2K too: imagecodecs loses the errors of OpenJPH, and hands out what is in the buffer.
+    return imagecodecs.jpeg2k_decode(frame, planar=False, numthreads=1)
 
 
 _CODECS: dict[str, Callable[[bytes, Any], np.ndarray[Any, Any]]] = {
     **dict.fromkeys(JPEG_SYNTAXES, _decode_jpeg),
     **dict.fromkeys(JPEG_LS_SYNTAXES, _decode_jpeg_ls),
-    **dict.fromkeys(JPEG_2000_SYNTAXES, _decode_jpeg_2000),
-    **dict.fromkeys(HTJ2K_SYNTAXES, _decode_htj2k),
+    **dict.fromkeys(JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES, _decode_jpeg_2000),
 }
 
 
