@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
-from functions import http, routes
+from functions import http, routes, single_part
 from shared import services
 from shared.web import negotiate, urls
 from shared.web.multipart import MultipartWriter
@@ -46,10 +46,9 @@ async def _retrieve(request: Request) -> Response:
     chosen = negotiate.instances(ranges, [s.transfer_syntax for s in found], bool(resource.instance))
     payloads = services.retrieve.read_instances(found, chosen.transfer_syntaxes)
     if not chosen.multipart:
-        payload = await anext(payloads)
-        headers = http.content_length(payload.length)
         content_type = f"{negotiate.DICOM}; transfer-syntax={chosen.transfer_syntaxes[0]}"
-        return StreamingResponse(await http.primed(payload.chunks), headers=headers, media_type=content_type)
+        digest = services.retrieve.digest(found, content_type)
+        return await single_part.respond(request, await anext(payloads), content_type, digest)
     root = http.service_root(request, resource.partition)
     boundary = secrets.token_hex(16)
     parts = _parts(found, chosen.transfer_syntaxes, payloads, MultipartWriter(boundary), root)

@@ -138,6 +138,9 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
         "/v2/studies", content=b"x", headers={"Content-Type": "text/css"}
     ),
     ("retrieve", 200): lambda s: s.get(""),
+    ("retrieve", 206): lambda s: s.get("", accept="application/dicom", range="bytes=0-99"),
+    ("retrieve", 304): lambda s: s.get("", accept="application/dicom", **HELD),
+    ("retrieve", 416): lambda s: s.get("", accept="application/dicom", range="bytes=9999999-"),
     ("retrieve", 400): lambda s: s.client.get("/v2/studies/not_a_uid"),
     ("retrieve", 404): lambda s: s.client.get("/v2/studies/1.2.3"),
     ("retrieve", 406): lambda s: s.get("", **NO_SUCH_TYPE),
@@ -147,10 +150,16 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("metadata", 404): lambda s: s.client.get("/v2/studies/1.2.3/metadata"),
     ("metadata", 406): lambda s: s.get("/metadata", accept='multipart/related; type="application/dicom+xml"'),
     ("frames", 200): lambda s: s.get("/frames/2,1"),
+    ("frames", 206): lambda s: s.get("/frames/1", range="bytes=0-9"),
+    ("frames", 304): lambda s: s.get("/frames/1", **HELD),
+    ("frames", 416): lambda s: s.get("/frames/1", range="bytes=9999999-"),
     ("frames", 400): lambda s: s.get("/frames/0"),
     ("frames", 404): lambda s: s.get("/frames/3"),
     ("frames", 406): lambda s: s.get("/frames/1", accept="image/jpeg"),
     ("bulkdata", 200): lambda s: s.get("/bulkdata/7FE00010"),
+    ("bulkdata", 206): lambda s: s.get("/bulkdata/7FE00010", range="bytes=0-9"),
+    ("bulkdata", 304): lambda s: s.get("/bulkdata/7FE00010", **HELD),
+    ("bulkdata", 416): lambda s: s.get("/bulkdata/7FE00010", range="bytes=9999999-"),
     ("bulkdata", 400): lambda s: s.client.get(
         f"/v2/studies/{s.study}/series/{s.series}/instances/not_a_uid/bulkdata/7FE00010"
     ),
