@@ -61,6 +61,11 @@ def is_deflated(transfer_syntax: str) -> bool:
     return transfer_syntax in _DEFLATED
 
 
+def is_video(transfer_syntax: str) -> bool:
+    """Whether pixel data is a video, of which fragments are arbitrary pieces (PS3.5 §8.2.5 to §8.2.13)."""
+    return media_type(transfer_syntax).startswith("video/")
+
+
 def byte_order(transfer_syntax: str) -> str:
     """``>`` for Explicit VR Big Endian, else ``<``."""
     return ">" if transfer_syntax == EXPLICIT_BE else "<"
