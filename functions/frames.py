@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
-from functions import http, routes
+from functions import http, routes, single_part
 from shared import services
 from shared.dicom.transcode import transcodable
 from shared.errors import InvalidRequest, NotAcceptable
@@ -41,12 +41,13 @@ async def retrieve_frames(request: Request) -> Response:
     else:
         payloads = services.retrieve.read_frames(stored, numbers, syntax)
     content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
-    if not chosen.multipart:
+    url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
+    if len(numbers) == 1:
+        digest = services.retrieve.digest([stored], f"{url}/{numbers[0]} {content_type}")
+        location = f"{url}/{numbers[0]}" if chosen.multipart else ""
         payload = await anext(payloads)
         assert not isinstance(payload, NotAcceptable)
-        headers = {"Content-Type": content_type, **http.content_length(payload.length)}
-        return StreamingResponse(await http.primed(payload.chunks), headers=headers)
-    url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
+        return await single_part.respond(request, payload, content_type, digest, location)
     boundary = secrets.token_hex(16)
     parts = _parts(numbers, payloads, MultipartWriter(boundary), content_type, url)
     return StreamingResponse(
@@ -66,7 +67,7 @@ async def _transcoded(
                 raise error
             yield error
         else:
-            yield services.retrieve.payload(result.data)
+            yield services.retrieve.in_memory(result.data)
 
 
 def _numbers(text: str) -> list[int]:

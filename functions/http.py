@@ -53,14 +53,15 @@ _STATUS: dict[type[errors.DicomServerError], tuple[int, str]] = {
     errors.Conflict: (409, "Conflict"),
     errors.PayloadTooLarge: (413, "Content Too Large"),
     errors.UnsupportedMediaType: (415, "Unsupported Media Type"),
+    errors.RangeNotSatisfiable: (416, "Range Not Satisfiable"),
     errors.DependencyUnavailable: (503, "Service Unavailable"),
 }
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _DRAIN_LIMIT = 8 * 1024 * 1024
 _EXPOSED = (
-    "Content-Location, Content-Range, Content-Type, ETag, Link, Location, Retry-After, Warning, "
-    "X-Total-Count, erroneous-dicom-attributes"
+    "Accept-Ranges, Content-Location, Content-Range, Content-Type, ETag, Link, Location, Retry-After, "
+    "Warning, X-Total-Count, erroneous-dicom-attributes"
 )
 
 
@@ -131,6 +132,8 @@ def problem(error: errors.DicomServerError) -> Response:
     response = _problem(status, title, str(error))
     if isinstance(error, errors.DependencyUnavailable):
         response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.RangeNotSatisfiable):
+        response.headers["Content-Range"] = f"bytes */{error.length}"
     return response
 
 

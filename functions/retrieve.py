@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
-from functions import http, routes
+from functions import http, routes, single_part
 from shared import services
 from shared.errors import NotAcceptable
 from shared.web import negotiate, urls
@@ -51,11 +51,11 @@ async def _retrieve(request: Request) -> Response:
         chosen = choices[await services.transcoded.first_possible(found[0], targets)]
     payloads = _payloads(found, chosen.transfer_syntaxes)
     if not chosen.multipart:
+        content_type = f"{negotiate.DICOM}; transfer-syntax={chosen.transfer_syntaxes[0]}"
+        digest = services.retrieve.digest(found, content_type)
         payload = await anext(payloads)
         assert not isinstance(payload, NotAcceptable)
-        headers = http.content_length(payload.length)
-        content_type = f"{negotiate.DICOM}; transfer-syntax={chosen.transfer_syntaxes[0]}"
-        return StreamingResponse(await http.primed(payload.chunks), headers=headers, media_type=content_type)
+        return await single_part.respond(request, payload, content_type, digest)
     root = http.service_root(request, resource.partition)
     boundary = secrets.token_hex(16)
     parts = _parts(found, chosen.transfer_syntaxes, payloads, MultipartWriter(boundary), root)

@@ -11,6 +11,7 @@
     ├── Conflict                 the state does not allow it               409
     ├── PayloadTooLarge          more bytes than allowed                   413
     ├── UnsupportedMediaType     a body in a form not understood           415
+    ├── RangeNotSatisfiable      a range outside of the representation     416
     └── DependencyUnavailable    storage or SQL failed; try again          503
 
 The message of each is one sentence for the client; it never holds patient data. Which HTTP status a
@@ -60,6 +61,14 @@ class PayloadTooLarge(DicomServerError):
 
 class UnsupportedMediaType(DicomServerError):
     """The request's body has a media type the transaction does not take."""
+
+
+class RangeNotSatisfiable(DicomServerError):
+    """No byte of the range asked for exists; ``length`` is the number of bytes there are."""
+
+    def __init__(self, message: str, length: int) -> None:
+        super().__init__(message)
+        self.length = length
 
 
 class DependencyUnavailable(DicomServerError):

@@ -6,6 +6,7 @@ that a change would break most easily.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -14,21 +15,26 @@ from typing import Any
 
 import httpx
 import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
     generate_uid,
 )
 
 from devhost import docs
 from functions import http, store
-from shared.dicom import failure_reasons, part10
+from shared.dicom import failure_reasons, part10, transcode
 from shared.web.transactions import TRANSACTIONS
 from tests.conftest import Server, StartServer
-from tests.dicom_files import codestream, frame, make_file, multipart, read_multipart
+from tests.dicom_files import codestream, frame, make_dataset, make_file, multipart, read_multipart, to_file
+from tests.images import GREY_12, made
 
 TEXT = docs.STATEMENT.read_text()
 DICOM = {"Content-Type": "application/dicom"}
@@ -138,6 +144,9 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
         "/v2/studies", content=b"x", headers={"Content-Type": "text/css"}
     ),
     ("retrieve", 200): lambda s: s.get(""),
+    ("retrieve", 206): lambda s: s.get("", accept="application/dicom", range="bytes=0-99"),
+    ("retrieve", 304): lambda s: s.get("", accept="application/dicom", **HELD),
+    ("retrieve", 416): lambda s: s.get("", accept="application/dicom", range="bytes=9999999-"),
     ("retrieve", 400): lambda s: s.client.get("/v2/studies/not_a_uid"),
     ("retrieve", 404): lambda s: s.client.get("/v2/studies/1.2.3"),
     ("retrieve", 406): lambda s: s.get("", **NO_SUCH_TYPE),
@@ -147,10 +156,16 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("metadata", 404): lambda s: s.client.get("/v2/studies/1.2.3/metadata"),
     ("metadata", 406): lambda s: s.get("/metadata", accept='multipart/related; type="application/dicom+xml"'),
     ("frames", 200): lambda s: s.get("/frames/2,1"),
+    ("frames", 206): lambda s: s.get("/frames/1", range="bytes=0-9"),
+    ("frames", 304): lambda s: s.get("/frames/1", **HELD),
+    ("frames", 416): lambda s: s.get("/frames/1", range="bytes=9999999-"),
     ("frames", 400): lambda s: s.get("/frames/0"),
     ("frames", 404): lambda s: s.get("/frames/3"),
     ("frames", 406): lambda s: s.get("/frames/1", accept="image/png"),
     ("bulkdata", 200): lambda s: s.get("/bulkdata/7FE00010"),
+    ("bulkdata", 206): lambda s: s.get("/bulkdata/7FE00010", range="bytes=0-9"),
+    ("bulkdata", 304): lambda s: s.get("/bulkdata/7FE00010", **HELD),
+    ("bulkdata", 416): lambda s: s.get("/bulkdata/7FE00010", range="bytes=9999999-"),
     ("bulkdata", 400): lambda s: s.client.get(
         f"/v2/studies/{s.study}/series/{s.series}/instances/not_a_uid/bulkdata/7FE00010"
     ),

@@ -231,6 +231,8 @@ class Run:
                 [sys.executable, DEV, "run", "--port", str(self.port), "--data", str(data), *arguments],
                 stdout=out,
                 stderr=out,
+                # a run in the background ignores the signal, and its children would inherit that
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
                 start_new_session=True,
             )
 

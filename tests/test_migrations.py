@@ -21,6 +21,7 @@ from sqlalchemy.dialects import mssql
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlglot import exp
 
+from shared.errors import DependencyUnavailable
 from shared.sql import migrations, tables
 from shared.sql.engine import Database
 
@@ -63,6 +64,14 @@ def test_an_empty_database_is_upgraded_to_the_tables_of_the_code(database: Datab
         assert compare_metadata(context, tables.metadata) == []
         assert revision(connection) == migrations.HEAD
         assert connection.execute(sa.select(tables.change_feed_head.c.sequence)).scalars().all() == [0]
+
+
+def test_a_database_that_cannot_be_made_is_a_failing_dependency(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    impossible = Database(f"sqlite:///{tmp_path / 'file' / 'dicom.db'}")
+    with pytest.raises(DependencyUnavailable, match="unavailable"):
+        impossible.run(False, lambda connection: None)
+    impossible.close()
 
 
 def test_a_second_start_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

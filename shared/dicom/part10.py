@@ -28,7 +28,7 @@ from shared.dicom.attributes import ATTRIBUTES, Level
 from shared.dicom.frames import FrameIndex, begins_codestream, index_encapsulated, index_native
 from shared.dicom.identifiers import is_uid
 from shared.dicom.json_model import BINARY_VRS, CharacterSet, Encoded
-from shared.dicom.transfer_syntaxes import EXPLICIT_BE, IMPLICIT_LE, is_deflated
+from shared.dicom.transfer_syntaxes import EXPLICIT_BE, IMPLICIT_LE, is_deflated, is_video
 from shared.errors import InvalidInstance
 
 INLINE_BINARY = 32 * 1024
@@ -628,7 +628,8 @@ class Part10Parser:
         if fragments is None:
             frames, problem = index_native(self._image, offset, length)
         else:
-            frames, problem = index_encapsulated(self._image, fragments, self._extended_offsets)
+            one = {"number_of_frames": "1"} if is_video(self.result.transfer_syntax) else {}
+            frames, problem = index_encapsulated(self._image | one, fragments, self._extended_offsets)
         if problem:
             self._warn(_PIXEL_DATA, problem, "")
         return frames

@@ -37,12 +37,19 @@ _MEDIA_TYPES = {
     "1.2.840.10008.1.2.4.92": "image/jpx",
     "1.2.840.10008.1.2.4.93": "image/jpx",
     "1.2.840.10008.1.2.4.100": "video/mpeg",
+    "1.2.840.10008.1.2.4.100.1": "video/mpeg",
     "1.2.840.10008.1.2.4.101": "video/mpeg",
+    "1.2.840.10008.1.2.4.101.1": "video/mpeg",
     "1.2.840.10008.1.2.4.102": "video/mp4",
+    "1.2.840.10008.1.2.4.102.1": "video/mp4",
     "1.2.840.10008.1.2.4.103": "video/mp4",
+    "1.2.840.10008.1.2.4.103.1": "video/mp4",
     "1.2.840.10008.1.2.4.104": "video/mp4",
+    "1.2.840.10008.1.2.4.104.1": "video/mp4",
     "1.2.840.10008.1.2.4.105": "video/mp4",
+    "1.2.840.10008.1.2.4.105.1": "video/mp4",
     "1.2.840.10008.1.2.4.106": "video/mp4",
+    "1.2.840.10008.1.2.4.106.1": "video/mp4",
     "1.2.840.10008.1.2.4.107": "video/H265",
     "1.2.840.10008.1.2.4.108": "video/H265",
     "1.2.840.10008.1.2.4.110": "image/jxl",
@@ -68,6 +75,14 @@ DEFAULT_OF_MEDIA_TYPE = {
 def media_type(transfer_syntax: str) -> str:
     """Media type of one frame in this syntax (PS3.18 Table 8.7.3-5); native and unknown are octet streams."""
     return _MEDIA_TYPES.get(transfer_syntax, "application/octet-stream")
+
+
+def is_video(transfer_syntax: str) -> bool:
+    """Whether pixel data is one stream for all frames, whose fragments mean nothing (PS3.5 §8.2.5 to §8.2.9).
+
+    Such an instance has one frame to retrieve: the stream.
+    """
+    return media_type(transfer_syntax).startswith("video/")
 
 
 def is_deflated(transfer_syntax: str) -> bool:

@@ -11,7 +11,7 @@ import json
 import struct
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -36,6 +36,7 @@ _AHEAD_READS = 8
 _RUN_BYTES = 16 * 1024 * 1024
 _RUN_GAP = 64 * 1024
 _MOVES = 3
+_MOST_FRAGMENTS = 64  # whose headers are looked for one by one
 
 _INFLATE_STEP = 1 << 20
 _CONVERTIBLE_BYTES = 64 * 1024 * 1024  # elements besides pixel data are held while they are converted
@@ -56,15 +57,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Bytes on their way: ``length`` is None where it is not known beforehand."""
+    """Bytes on their way: ``length`` is None where it is not known beforehand.
+
+    ``cut(first byte, number of bytes)`` gives a part of them instead, where it can be had by itself.
+    """
 
     length: int | None
     chunks: AsyncIterator[bytes]
-
-
-def payload(data: bytes) -> Payload:
-    """Bytes that are there already."""
-    return Payload(len(data), _once(data))
+    cut: Callable[[int, int], AsyncIterator[bytes]] | None = None
 
 
 async def find(resource: Resource) -> list[StoredInstance]:
@@ -93,7 +93,7 @@ async def _read_all(spans: Sequence[Span]) -> AsyncIterator[AsyncIterator[bytes]
                 if span is None:
                     done = True
                     break
-                small = span.length <= BLOCK
+                small = span.length <= BLOCK and len(spans) > 1
                 ahead += min(span.length, BLOCK)
                 lengths.append(span)
                 waiting.append(asyncio.create_task(_read(span)) if small else None)
@@ -135,6 +135,37 @@ async def _done(task: asyncio.Task[bytes]) -> AsyncIterator[bytes]:
         return _once(error)
 
 
+def in_memory(data: bytes) -> Payload:
+    """A payload that is there already."""
+    return Payload(len(data), _once(data), lambda start, count: _once(data[start : start + count]))
+
+
+def enclosed(head: bytes, payload: Payload, tail: bytes) -> Payload:
+    """``payload`` between ``head`` and ``tail``."""
+
+    async def joined(middle: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield head
+        async for chunk in middle:
+            yield chunk
+        yield tail
+
+    if payload.length is None:
+        return Payload(None, joined(payload.chunks))
+    length, cut = payload.length, payload.cut
+
+    async def part(start: int, count: int) -> AsyncIterator[bytes]:
+        assert cut is not None
+        stop = start + count
+        yield head[start:stop]
+        first, last = max(0, start - len(head)), min(length, stop - len(head))
+        if first < last:
+            async for chunk in cut(first, last - first):
+                yield chunk
+        yield tail[max(0, start - len(head) - length) : max(0, stop - len(head) - length)]
+
+    return Payload(len(head) + length + len(tail), joined(payload.chunks), part if cut else None)
+
+
 async def _once(data: bytes | NotFound) -> AsyncIterator[bytes]:
     if isinstance(data, NotFound):
         raise data
@@ -158,6 +189,10 @@ def _file_span(stored: StoredInstance) -> Span:
     return Span(names.DICOM, names.file_name(stored.key, stored.version), 0, stored.size)
 
 
+def _cut_of(span: Span) -> Callable[[int, int], AsyncIterator[bytes]]:
+    return lambda start, count: _stream(replace(span, offset=span.offset + start, length=count))
+
+
 def _pack_span(stored: StoredInstance, offset: int, length: int) -> Span:
     key = stored.key
     name = names.pack_name(key.partition, key.study, key.series, stored.place.pack)
@@ -169,9 +204,11 @@ def _pack_span(stored: StoredInstance, offset: int, length: int) -> Span:
 
 async def read_instances(found: Sequence[StoredInstance]) -> AsyncIterator[Payload]:
     """The files of ``found`` as they are stored."""
-    turn = iter(found)
-    async for chunks in _read_all([_file_span(stored) for stored in found]):
-        yield Payload(next(turn).size, chunks)
+    spans = [_file_span(stored) for stored in found]
+    turn = iter(spans)
+    async for chunks in _read_all(spans):
+        span = next(turn)
+        yield Payload(span.length, chunks, _cut_of(span))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +321,25 @@ async def _swapped(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[byt
         yield convert.swap(data[:whole], size)
     if rest:
         yield rest
+
+
+def _cut_of_dataset(
+    stored: StoredInstance, offset: int, length: int, size: int
+) -> Callable[[int, int], AsyncIterator[bytes]]:
+    """Parts of the value of ``length`` bytes at ``offset``, whose words of ``size`` bytes are swapped."""
+
+    async def cut(start: int, count: int) -> AsyncIterator[bytes]:
+        drop = start % size
+        words = min(-(-(drop + count) // size) * size, length - start + drop)
+        left = count
+        async for chunk in _swapped(_dataset(stored, offset + start - drop, words), size):
+            piece = chunk[drop : drop + left]
+            drop = max(0, drop - len(chunk))
+            left -= len(piece)
+            if piece:
+                yield piece
+
+    return cut
 
 
 async def _word_size(stored: StoredInstance, pixels: BulkData) -> int:
@@ -417,8 +473,10 @@ async def read_frames(
         async for payload in _native_frames(stored, numbers, swap):
             yield payload
         return
-    async for payload in _ranges(stored, await _frame_table(stored, numbers)):
-        yield await _unwrapped(payload)
+    table = await _frame_table(stored, numbers)
+    turn = iter(table)
+    async for payload in _ranges(stored, table):
+        yield await _unwrapped(stored, *next(turn), payload)
 
 
 async def _native_frames(
@@ -432,13 +490,12 @@ async def _native_frames(
     async for payload in _ranges(
         stored, [(stored.frame_offset + start, length) for start, length, _ in ranges]
     ):
-        _, length, drop = next(drops)
+        start, length, drop = next(drops)
         chunks = _swapped(payload.chunks, size) if size > 1 else payload.chunks
         if drop == 0 and length * 8 == bits:
-            yield Payload(length, chunks)
+            yield Payload(length, chunks, _cut_of_dataset(stored, stored.frame_offset + start, length, size))
         else:
-            data = frames.align(b"".join([chunk async for chunk in chunks]), drop, bits)
-            yield Payload(len(data), _once(data))
+            yield in_memory(frames.align(b"".join([chunk async for chunk in chunks]), drop, bits))
 
 
 def _check_frames(stored: StoredInstance, numbers: Sequence[int]) -> None:
@@ -476,7 +533,7 @@ async def _ranges(stored: StoredInstance, spans: Sequence[tuple[int, int]]) -> A
             continue
         data = b"".join([chunk async for chunk in chunks])
         for offset, length in run:
-            yield Payload(length, _once(data[offset - run[0][0] : offset - run[0][0] + length]))
+            yield in_memory(data[offset - run[0][0] : offset - run[0][0] + length])
 
 
 async def _streams(
@@ -524,32 +581,59 @@ async def read_bulkdata(stored: StoredInstance, path: str) -> Payload:
     entry = packs.bulkdata_entry(await _bulkdata_index(stored), path)
     if entry is None:
         raise NotFound("The instance has no such bulk data.")
-    chunks = _dataset(stored, entry.offset, entry.length)
     if entry.encapsulated:
-        return Payload(None, _fragment_bytes(chunks, tables=1))
+        return await _fragments_of(stored, entry)
+    size = 1
     if stored.transfer_syntax == EXPLICIT_BE:
         pixels = path in _PIXEL_TAGS
         size = await _word_size(stored, entry) if pixels else convert.word_size(entry.vr, 0)
-        chunks = _swapped(chunks, size)
-    return Payload(entry.length, chunks)
+    chunks = _swapped(_dataset(stored, entry.offset, entry.length), size)
+    return Payload(entry.length, chunks, _cut_of_dataset(stored, entry.offset, entry.length, size))
 
 
-async def _unwrapped(frame: Payload) -> Payload:
+async def _fragments_of(stored: StoredInstance, entry: BulkData) -> Payload:
+    """Encapsulated pixel data without the headers of its items and the offset table."""
+    chunks = _dataset(stored, entry.offset, entry.length)
+    if entry.length <= BLOCK:
+        return in_memory(b"".join([chunk async for chunk in _fragment_bytes(chunks, tables=1)]))
+    if stored.place.frames_length and stored.number_of_frames > 1:
+        return Payload(None, _fragment_bytes(chunks, tables=1))
+    return await _extents(stored, entry.offset, entry.length, tables=1)
+
+
+async def _unwrapped(stored: StoredInstance, offset: int, length: int, frame: Payload) -> Payload:
     """A frame without the headers of its items."""
-    assert frame.length is not None
-    first = await anext(frame.chunks, b"")
-    rest = _chained(first, frame.chunks)
-    if len(first) == frame.length:
-        data = b"".join([chunk async for chunk in _fragment_bytes(rest)])
-        return Payload(len(data), _once(data))
-    alone = int.from_bytes(first[4:8], "little") + 8 == frame.length
-    return Payload(frame.length - 8 if alone else None, _fragment_bytes(rest))
+    if length <= BLOCK:
+        return in_memory(b"".join([chunk async for chunk in _fragment_bytes(frame.chunks)]))
+    return await _extents(stored, offset, length)
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
+async def _extents(stored: StoredInstance, offset: int, length: int, tables: int = 0) -> Payload:
+    """The payloads of a run of items but the first ``tables``; where there are few, any part of them."""
+    extents: list[tuple[int, int]] = []
+    position = offset
+    while position + 8 <= offset + length:
+        if len(extents) == _MOST_FRAGMENTS:
+            return Payload(None, _fragment_bytes(_dataset(stored, offset, length), tables))
+        header = b"".join([chunk async for chunk in _dataset(stored, position, 8)])
+        if header[:4] == _SEQUENCE_END:
+            break
+        size = int.from_bytes(header[4:], "little")
+        extents.append((position + 8, size))
+        position += 8 + size
+    del extents[:tables]
+    total = sum(size for _, size in extents)
+
+    async def cut(start: int, count: int) -> AsyncIterator[bytes]:
+        for first, size in extents:
+            taken = min(size - start, count)
+            if taken > 0:
+                async for chunk in _dataset(stored, first + start, taken):
+                    yield chunk
+                count -= taken
+            start = max(0, start - size)
+
+    return Payload(total, cut(0, total), cut)
 
 
 async def _fragment_bytes(chunks: AsyncIterator[bytes], tables: int = 0) -> AsyncIterator[bytes]:

@@ -117,8 +117,14 @@ class Database:
         if not self._migrated:
             from shared.sql.migrations import migrate
 
+            self._make_folder()
             migrate(self)
             self._migrated = True
+
+    def _make_folder(self) -> None:
+        path = self.url.database if self.url.get_backend_name() == "sqlite" else None
+        if path and path != ":memory:":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
         """Close all connections."""
@@ -137,8 +143,6 @@ def _create_engine(url: sa.URL, threads: int) -> sa.Engine:
             use_setinputsizes=False,
             hide_parameters=True,
         )
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
         url,
         pool_size=threads,

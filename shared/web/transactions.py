@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+_PART = "the part that Range asks for, of a body whose length is known"
+_OUTSIDE = "no byte of the Range exists; Content-Range says how many bytes there are"
 _UNCHANGED = "If-None-Match names the current ETag"
 _MALFORMED = "a path or query parameter or the partition's name is malformed"
 _UNSAFE = "the app runs in Azure: this version authenticates nobody and serves local requests alone"
@@ -61,14 +63,18 @@ TRANSACTIONS = {
         "WADO-RS, PS3.18 §10.4",
         {
             200: "the instances",
+            206: f"one instance alone: {_PART}",
+            304: f"one instance alone: {_UNCHANGED}",
             400: _MALFORMED,
             403: _UNSAFE,
             404: _ABSENT,
             406: _ACCEPT,
+            416: _OUTSIDE,
             500: _BUG,
             503: _UNAVAILABLE,
         },
         produces=('multipart/related; type="application/dicom"', "application/dicom"),
+        answered=frozenset({200, 206}),
     ),
     "metadata": Transaction(
         "Retrieve metadata",
@@ -91,28 +97,36 @@ TRANSACTIONS = {
         "WADO-RS, PS3.18 §10.4.1.1.6",
         {
             200: "the frames, in the order of the list",
+            206: f"one frame: {_PART}",
+            304: f"one frame: {_UNCHANGED}",
             400: "the list is malformed or too long, or a UID or the partition is malformed",
             403: _UNSAFE,
             404: "the instance does not exist, or has no such frame that could be told apart",
             406: _ACCEPT,
+            416: _OUTSIDE,
             500: _BUG,
             503: _UNAVAILABLE,
         },
         produces=("multipart/related", "application/octet-stream", "image/*", "video/*"),
+        answered=frozenset({200, 206}),
     ),
     "bulkdata": Transaction(
         "Retrieve bulk data",
         "WADO-RS, PS3.18 §10.4.1.1.5",
         {
             200: "the value",
+            206: _PART,
+            304: _UNCHANGED,
             400: _MALFORMED,
             403: _UNSAFE,
             404: "the instance does not exist or has no such bulk data",
             406: _ACCEPT,
+            416: _OUTSIDE,
             500: _BUG,
             503: _UNAVAILABLE,
         },
         produces=('multipart/related; type="application/octet-stream"', "application/octet-stream"),
+        answered=frozenset({200, 206}),
     ),
     "search": Transaction(
         "Search",
