@@ -19,6 +19,7 @@ class Partition:
     """A fresh partition of ``server``; paths are relative to its Studies service."""
 
     def __init__(self, server: Server) -> None:
+        self.server = server
         self.name = f"test-{uuid.uuid4().hex[:12]}"
         self.root = f"{server.v2}/partitions/{self.name}"
         self.http = httpx.Client(timeout=120)

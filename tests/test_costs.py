@@ -20,6 +20,7 @@ from shared import container
 from shared.dicom.identifiers import DEFAULT_PARTITION, Resource
 from shared.services import change_feed, delete, retrieve, store
 from shared.settings import settings
+from tests import slides
 from tests.dicom_files import make_file
 
 CACHED = (settings, container.database, container.blob_store, container.table_service, container.state)
@@ -162,6 +163,19 @@ async def test_retrieving_encapsulated_frames_costs_a_read_more_for_the_frame_ta
         frames = [frame async for frame in retrieve.read_frames(found, [7], found.transfer_syntax)]
     assert len(frames) == 1
     assert (len(costs.statements), costs.blob) == (1, ["GET", "GET"])
+
+
+@pytest.mark.parametrize("positions", [False, True])
+async def test_a_frame_of_a_slide_costs_as_much_as_any_other(counted: Counter, positions: bool) -> None:
+    count = 20_000 if positions else 100_000  # with positions the metadata has a blob of its own
+    (outcome,) = await _store([b"".join(slides.slide(count, positions=positions))])
+    for number in (1, count):
+        with counted() as costs:
+            (found,) = await retrieve.find(_resource(outcome, 3))
+            payloads = retrieve.read_frames(found, [number], found.transfer_syntax)
+            data = [b"".join([chunk async for chunk in payload.chunks]) async for payload in payloads]
+        assert data == [slides.tile(number)]
+        assert (len(costs.statements), costs.blob) == (1, ["GET", "GET"])
 
 
 async def test_metadata_of_a_series_costs_one_statement_and_two_reads_however_it_was_stored(

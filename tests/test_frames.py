@@ -130,6 +130,32 @@ def test_a_table_that_lies_is_not_believed(offsets: tuple[int, ...]) -> None:
     assert (entries, problem) == ([(1000, 24), (1024, 12)], "")
 
 
+@pytest.mark.parametrize(
+    ("contents", "offsets", "expected"),
+    [
+        ((CODESTREAM, PLAIN, CODESTREAM), (0, 12, 24), []),  # three fragments, yet not three frames
+        ((CODESTREAM, b"", CODESTREAM), (), [(1000, 12), (1012, 8), (1020, 12)]),
+        ((PLAIN, CODESTREAM, CODESTREAM, CODESTREAM), (), []),  # what does the first belong to?
+        ((b"", CODESTREAM, CODESTREAM, CODESTREAM), (), [(1008, 12), (1020, 12), (1032, 12)]),
+        ((CODESTREAM, CODESTREAM, CODESTREAM, PLAIN), (0, 12, 36), [(1000, 12), (1012, 12), (1024, 24)]),
+        ((CODESTREAM, PLAIN, CODESTREAM, CODESTREAM), (0, 12, 36), [(1000, 24), (1024, 12), (1036, 12)]),
+        ((CODESTREAM,) * 4, (0, 12, 36), [(1000, 12), (1012, 24), (1036, 12)]),
+        ((CODESTREAM,) * 4, (), []),
+    ],
+)
+def test_no_frame_begins_within_a_codestream(
+    contents: tuple[bytes, ...], offsets: tuple[int, ...], expected: list[tuple[int, int]]
+) -> None:
+    entries, problem = frames_of(3, fragments(*contents, offsets=offsets))
+    assert entries == expected
+    assert bool(problem) is not bool(expected)
+
+
+def test_a_wrong_extended_offset_table_leaves_the_basic_one() -> None:
+    found = fragments(PLAIN, PLAIN, PLAIN, offsets=(0, 24))
+    assert frames_of(2, found, struct.pack("<2Q", 0, 13)) == ([(1000, 24), (1024, 12)], "")
+
+
 def test_no_fragments_at_all() -> None:
     entries, problem = frames_of(1, fragments())
     assert (entries, problem) == ([], "holds no fragments")

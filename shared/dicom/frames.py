@@ -12,6 +12,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,34 +62,50 @@ def index_encapsulated(
     """The index of encapsulated pixel data, and what is wrong with it.
 
     Tried in turn: one frame; as many fragments as frames; the extended offset table (PS3.3 §C.7.6.3.1.8);
-    the basic offset table; the start of a codestream in each frame's first fragment.
+    the basic offset table; the start of a codestream in each frame's first fragment. Nothing is believed
+    that begins a frame within a codestream.
     """
     count = _integer(image, "number_of_frames", 1) or 1
     offsets, lengths = fragments.offsets, fragments.lengths
-    total = len(offsets)
-    if total == 0:
+    if not offsets:
         return FrameIndex(count), "holds no fragments"
     first = offsets[0] - _ITEM_HEADER
-    if count == 1:
-        starts = [0]
-    elif total == count:
-        starts = list(range(total))
-    else:
-        starts = (
-            _starts_from_offsets(_unpack("<Q", extended[0]), fragments)
-            if extended[0]
-            else _starts_from_offsets(_unpack("<I", fragments.basic_offsets), fragments)
-        )
-        if len(starts) != count:
-            starts = [i for i, begins in enumerate(fragments.begins) if begins]
-        if len(starts) != count:
-            return FrameIndex(count, first), "holds fragments that cannot be assigned to its frames"
+    starts = _frame_starts(count, fragments, extended)
+    if not starts:
+        return FrameIndex(count, first), "holds fragments that cannot be assigned to its frames"
     table = array("Q")
-    for start, stop in zip(starts, [*starts[1:], total], strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(offsets)], strict=True):
         begin = offsets[start] - _ITEM_HEADER
         table.append(begin)
         table.append(offsets[stop - 1] + lengths[stop - 1] - begin)
     return FrameIndex(count, first, 0, _little_endian(table)), ""
+
+
+def _frame_starts(count: int, fragments: Fragments, extended: list[bytes]) -> Sequence[int]:
+    """Indexes of the fragments that begin a frame; none where the frames cannot be told apart."""
+    if count == 1:
+        return [0]
+    for found in (
+        lambda: range(len(fragments.offsets)),
+        lambda: _starts_from_offsets(_unpack("<Q", extended[0]), fragments),
+        lambda: _starts_from_offsets(_unpack("<I", fragments.basic_offsets), fragments),
+        lambda: _starts_from_codestreams(fragments),
+    ):
+        starts = found()
+        if len(starts) == count and _within_none(starts, fragments):
+            return starts
+    return []
+
+
+def _within_none(starts: Sequence[int], fragments: Fragments) -> bool:
+    """Whether no frame begins within a codestream. Where none was recognised, there is nothing to tell."""
+    begins, lengths = fragments.begins, fragments.lengths
+    return not any(begins) or all(begins[start] or not lengths[start] for start in starts)
+
+
+def _starts_from_codestreams(fragments: Fragments) -> list[int]:
+    starts = [i for i, begins in enumerate(fragments.begins) if begins]
+    return starts if starts and not any(fragments.lengths[: starts[0]]) else []
 
 
 def _starts_from_offsets(table: tuple[int, ...], fragments: Fragments) -> list[int]:
