@@ -105,7 +105,9 @@ def test_each_coding_has_a_tag_of_its_own(study: tuple[Partition, str], path: st
     assert len(tags) == 3
 
 
-def test_a_client_that_takes_no_coding_at_all_is_told_so(study: tuple[Partition, str], server: Server) -> None:
+def test_a_client_that_takes_no_coding_at_all_is_told_so(
+    study: tuple[Partition, str], server: Server
+) -> None:
     archive, instance = study
     for path in ("studies", f"{instance}/metadata"):
         assert "identity" in problem(archive.get(path, Accept_Encoding="br, identity;q=0"), 406)

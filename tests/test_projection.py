@@ -11,8 +11,9 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from shared.dicom.part10 import Part10Parser
 from shared.dicom.projection import IDENTITY, Projection
-from shared.errors import InvalidRequest
+from shared.errors import InvalidInstance, InvalidRequest
 from shared.web.query_params import projection
 from tests.conftest import Server
 from tests.dicom_files import make_dataset, make_file, real_files, to_file
@@ -155,20 +156,21 @@ def expected(document: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", real_files()[::4], ids=lambda path: path.name)
 def test_real_documents_are_cut_where_they_should_be(path: Path) -> None:
-    from tests.test_real_files import parse
-
-    document = parse(path)
-    if document is None:
-        pytest.skip("no instance that is stored")
+    parser = Part10Parser()
+    try:
+        parser.feed(path.read_bytes())
+        document = parser.close().document
+    except InvalidInstance:
+        return
     whole = json.loads(document)
     assert Projection((tag,) for tag in whole).cut(document) == document
     for chosen in (list(whole)[::3], list(whole)[1::5], list(whole)[-1:]):
-        paths, tree = [], dict.fromkeys(IDENTITY, {})
+        paths, tree = [], {key: {} for key in IDENTITY}
         for tag in chosen:
             items = whole[tag].get("Value", []) if whole[tag]["vr"] == "SQ" else []
             inner = sorted({inner for item in items for inner in item})[::2]
             paths += [(tag, i) for i in inner] or [(tag,)]
-            tree[tag] = dict.fromkeys(inner, {})
+            tree[tag] = {key: {} for key in inner}
             if re.fullmatch("...[13579BDF](?!00).{4}", tag):
                 tree.setdefault(f"{tag[:4]}00{tag[4:6]}", {})
             for i in inner:
