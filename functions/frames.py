@@ -11,12 +11,14 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http, routes
 from shared import services
-from shared.errors import InvalidRequest
+from shared.dicom.transcode import transcodable
+from shared.errors import InvalidRequest, NotAcceptable
 from shared.web import negotiate, urls
 from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
     from shared.services.retrieve import Payload
+    from shared.sql.instances import StoredInstance
 
 blueprint = func.Blueprint()
 
@@ -30,12 +32,18 @@ async def retrieve_frames(request: Request) -> Response:
     numbers = _numbers(request.path_params["frames"])
     ranges = http.accepted(request)
     (stored,) = await services.retrieve.find(resource)
-    chosen = negotiate.frames(ranges, stored.transfer_syntax, len(numbers))
+    choices = negotiate.frames(ranges, stored.transfer_syntax, len(numbers))
+    targets = [choice.transfer_syntaxes[0] for choice in choices]
+    chosen = choices[await services.transcoded.first_possible(stored, targets)]
     (syntax,) = chosen.transfer_syntaxes
-    payloads = services.retrieve.read_frames(stored, numbers, syntax)
+    if transcodable(stored.transfer_syntax, syntax):
+        payloads = _transcoded(stored, numbers, syntax)
+    else:
+        payloads = services.retrieve.read_frames(stored, numbers, syntax)
     content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
     if not chosen.multipart:
         payload = await anext(payloads)
+        assert not isinstance(payload, NotAcceptable)
         headers = {"Content-Type": content_type, **http.content_length(payload.length)}
         return StreamingResponse(await http.primed(payload.chunks), headers=headers)
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
@@ -45,6 +53,20 @@ async def retrieve_frames(request: Request) -> Response:
         await http.primed(parts),
         media_type=f'multipart/related; type="{chosen.media_type}"; boundary={boundary}',
     )
+
+
+async def _transcoded(
+    stored: StoredInstance, numbers: list[int], syntax: str
+) -> AsyncIterator[Payload | NotAcceptable]:
+    """Each frame, or why it cannot be had where others can; of one alone that is raised."""
+    async for result in services.transcoded.read_frames(stored, numbers, syntax):
+        if result.problem:
+            error = NotAcceptable(result.problem)
+            if len(numbers) == 1:
+                raise error
+            yield error
+        else:
+            yield services.retrieve.payload(result.data)
 
 
 def _numbers(text: str) -> list[int]:
@@ -60,11 +82,20 @@ def _numbers(text: str) -> list[int]:
 
 
 async def _parts(
-    numbers: list[int], payloads: AsyncIterator[Payload], writer: MultipartWriter, content_type: str, url: str
+    numbers: list[int],
+    payloads: AsyncIterator[Payload | NotAcceptable] | AsyncIterator[Payload],
+    writer: MultipartWriter,
+    content_type: str,
+    url: str,
 ) -> AsyncIterator[bytes]:
     turn = iter(numbers)
     async for payload in payloads:
-        head = writer.begin(content_type, payload.length, f"{url}/{next(turn)}")
+        location = f"{url}/{next(turn)}"
+        if isinstance(payload, NotAcceptable):
+            problem = http.problem_part(str(payload))
+            yield writer.begin(http.PROBLEM_JSON, len(problem), location) + problem + writer.end
+            continue
+        head = writer.begin(content_type, payload.length, location)
         async for chunk in payload.chunks:
             yield head + chunk
             head = b""

@@ -134,9 +134,21 @@ def problem(error: errors.DicomServerError) -> Response:
     return response
 
 
+PROBLEM_JSON = "application/problem+json"
+
+
+def problem_part(detail: str) -> bytes:
+    """What stands in a multipart body for a part that cannot be had: the body a 406 would have."""
+    status, title = _STATUS[errors.NotAcceptable]
+    return _problem_body(status, title, detail).encode()
+
+
 def _problem(status: int, title: str, detail: str) -> Response:
-    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
-    return Response(body, status_code=status, media_type="application/problem+json")
+    return Response(_problem_body(status, title, detail), status_code=status, media_type=PROBLEM_JSON)
+
+
+def _problem_body(status: int, title: str, detail: str) -> str:
+    return json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
 
 
 async def _drain(request: Request) -> None:

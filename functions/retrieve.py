@@ -11,6 +11,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http, routes
 from shared import services
+from shared.errors import NotAcceptable
 from shared.web import negotiate, urls
 from shared.web.multipart import MultipartWriter
 
@@ -43,10 +44,15 @@ async def _retrieve(request: Request) -> Response:
     resource = http.resource(request)
     ranges = http.accepted(request)
     found = await services.retrieve.find(resource)
-    chosen = negotiate.instances(ranges, [s.transfer_syntax for s in found], bool(resource.instance))
-    payloads = services.retrieve.read_instances(found, chosen.transfer_syntaxes)
+    choices = negotiate.instances(ranges, [s.transfer_syntax for s in found], bool(resource.instance))
+    chosen = choices[0]
+    if len(found) == 1:
+        targets = [choice.transfer_syntaxes[0] for choice in choices]
+        chosen = choices[await services.transcoded.first_possible(found[0], targets)]
+    payloads = _payloads(found, chosen.transfer_syntaxes)
     if not chosen.multipart:
         payload = await anext(payloads)
+        assert not isinstance(payload, NotAcceptable)
         headers = http.content_length(payload.length)
         content_type = f"{negotiate.DICOM}; transfer-syntax={chosen.transfer_syntaxes[0]}"
         return StreamingResponse(await http.primed(payload.chunks), headers=headers, media_type=content_type)
@@ -57,18 +63,40 @@ async def _retrieve(request: Request) -> Response:
     return StreamingResponse(await http.primed(parts), media_type=content_type)
 
 
+async def _payloads(
+    found: Sequence[StoredInstance], transfer_syntaxes: Sequence[str]
+) -> AsyncIterator[Payload | NotAcceptable]:
+    """Each instance, or why it cannot be had where others can; of one alone that is raised."""
+    if all(s.transfer_syntax == t for s, t in zip(found, transfer_syntaxes, strict=True)):
+        async for payload in services.retrieve.read_instances(found):
+            yield payload
+        return
+    for stored, target in zip(found, transfer_syntaxes, strict=True):
+        try:
+            yield await services.transcoded.read_instance(stored, target)
+        except NotAcceptable as error:
+            if len(found) == 1:
+                raise
+            yield error
+
+
 async def _parts(
     found: Sequence[StoredInstance],
     transfer_syntaxes: Sequence[str],
-    payloads: AsyncIterator[Payload],
+    payloads: AsyncIterator[Payload | NotAcceptable],
     writer: MultipartWriter,
     root: str,
 ) -> AsyncIterator[bytes]:
     turn = iter(zip(found, transfer_syntaxes, strict=True))
     async for payload in payloads:
         stored, syntax = next(turn)
+        url = urls.instance_url(root, stored.key)
+        if isinstance(payload, NotAcceptable):
+            problem = http.problem_part(str(payload))
+            yield writer.begin(http.PROBLEM_JSON, len(problem), url) + problem + writer.end
+            continue
         content_type = f"{negotiate.DICOM}; transfer-syntax={syntax}"
-        head = writer.begin(content_type, payload.length, urls.instance_url(root, stored.key))
+        head = writer.begin(content_type, payload.length, url)
         async for chunk in payload.chunks:
             yield head + chunk if head else chunk
             head = b""

@@ -13,6 +13,9 @@ IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.1
 DEFLATED = "1.2.840.10008.1.2.1.99"
 J2K, J2K_LOSSY = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"
 JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
+JPEG_LS, HTJ2K, RLE = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.5"
+MPEG2, VIDEO = "1.2.840.10008.1.2.4.100", "1.2.840.10008.1.2.4.102"
+JPEG_2000_PART_2 = "1.2.840.10008.1.2.4.92"
 DICOM, OCTETS = "application/dicom", "application/octet-stream"
 
 
@@ -85,7 +88,7 @@ def test_single_part_types_are_chosen_by_quality_then_by_the_servers_order() -> 
 
 def _instances(header: str, *stored: str, single: bool = True) -> Representation | None:
     try:
-        return negotiate.instances(parse_accept(header), stored, single)
+        return negotiate.instances(parse_accept(header), stored, single)[0]
     except NotAcceptable:
         return None
 
@@ -101,17 +104,24 @@ def _instances(header: str, *stored: str, single: bool = True) -> Representation
         (DICOM, EXPLICIT, (False, EXPLICIT)),
         (DICOM, BIG, (False, EXPLICIT)),
         (DICOM, DEFLATED, (False, EXPLICIT)),
-        (DICOM, J2K, (False, J2K)),
+        (DICOM, J2K, (False, EXPLICIT)),
+        (DICOM, VIDEO, (False, VIDEO)),
+        (DICOM, JPEG_2000_PART_2, (False, JPEG_2000_PART_2)),
         (DICOM, "1.2.3.4", (False, "1.2.3.4")),
         (f"{DICOM}; transfer-syntax=*", BIG, (False, BIG)),
         (f"{DICOM}; transfer-syntax={EXPLICIT}", IMPLICIT, (False, EXPLICIT)),
-        (f"{DICOM}; transfer-syntax={EXPLICIT}", J2K, None),
+        (f"{DICOM}; transfer-syntax={EXPLICIT}", J2K, (False, EXPLICIT)),
+        (f"{DICOM}; transfer-syntax={IMPLICIT}", J2K, (False, IMPLICIT)),
+        (f"{DICOM}; transfer-syntax={BIG}", J2K, None),
+        (f"{DICOM}; transfer-syntax={EXPLICIT}", VIDEO, None),
+        (f"{DICOM}; transfer-syntax=1.2.3; transfer-syntax={RLE}", J2K, (False, RLE)),
         (f"{DICOM}; transfer-syntax={J2K}", J2K, (False, J2K)),
-        (f"{DICOM}; transfer-syntax={J2K}", EXPLICIT, None),
-        (f"{DICOM}; transfer-syntax={J2K}; transfer-syntax={EXPLICIT}", IMPLICIT, (False, EXPLICIT)),
+        (f"{DICOM}; transfer-syntax={J2K}", EXPLICIT, (False, J2K)),
+        (f"{DICOM}; transfer-syntax={J2K_LOSSY}", EXPLICIT, None),
+        (f"{DICOM}; transfer-syntax={J2K}; transfer-syntax={EXPLICIT}", IMPLICIT, (False, J2K)),
         (f"{DICOM}; transfer-syntax={DEFLATED}", DEFLATED, (False, DEFLATED)),
         (f"{DICOM}; transfer-syntax={DEFLATED}", EXPLICIT, None),
-        (f"{DICOM}; transfer-syntax={J2K}, {DICOM}; transfer-syntax=*; q=0.1", BIG, (False, BIG)),
+        (f"{DICOM}; transfer-syntax={J2K}; q=0.1, {DICOM}; transfer-syntax=*", BIG, (False, BIG)),
         ("multipart/related; type=application/dicom", BIG, (True, EXPLICIT)),
         ("multipart/related", IMPLICIT, (True, IMPLICIT)),
         ("image/jpeg", JPEG_BASELINE, None),
@@ -128,9 +138,13 @@ def test_each_instance_of_a_study_has_its_own_syntax() -> None:
     stored = (IMPLICIT, J2K, BIG)
     related = "multipart/related; type=application/dicom"
     assert _instances(related, *stored, single=False) == Representation(
-        True, DICOM, (EXPLICIT, J2K, EXPLICIT)
+        True, DICOM, (EXPLICIT, EXPLICIT, EXPLICIT)
     )
-    assert _instances(f"{related}; transfer-syntax={EXPLICIT}", *stored, single=False) is None
+    assert _instances(related, J2K, VIDEO, single=False) == Representation(True, DICOM, (EXPLICIT, VIDEO))
+    assert _instances(f"{related}; transfer-syntax={EXPLICIT}", *stored, VIDEO, single=False) is None
+    assert _instances(f"{related}; transfer-syntax={J2K}", *stored, single=False) == Representation(
+        True, DICOM, (J2K, J2K, J2K)
+    )
     assert _instances(DICOM, *stored, single=False) is None
     assert _instances(f"{DICOM}, {related}; q=0.1", IMPLICIT, single=False) == Representation(
         True, DICOM, (EXPLICIT,)
@@ -139,7 +153,7 @@ def test_each_instance_of_a_study_has_its_own_syntax() -> None:
 
 def _frames(header: str, stored: str, count: int) -> tuple[bool, str, str] | None:
     try:
-        got = negotiate.frames(parse_accept(header), stored, count)
+        got = negotiate.frames(parse_accept(header), stored, count)[0]
     except NotAcceptable:
         return None
     return got.multipart, got.media_type, got.transfer_syntaxes[0]
@@ -164,8 +178,17 @@ RELATED_OCTETS = "multipart/related; type=application/octet-stream"
         (f'{RELATED_OCTETS}; transfer-syntax="*"', BIG, 2, (True, OCTETS, BIG)),
         (f"{RELATED_OCTETS}; transfer-syntax={EXPLICIT}", BIG, 2, (True, OCTETS, EXPLICIT)),
         (f"{RELATED_OCTETS}; transfer-syntax={BIG}", EXPLICIT, 2, None),
-        ("image/jpeg", EXPLICIT, 1, None),
-        (f"image/jls, {RELATED_OCTETS}; q=0.5", EXPLICIT, 1, (True, OCTETS, EXPLICIT)),
+        ("image/jpeg", EXPLICIT, 1, (False, "image/jpeg", JPEG_LOSSLESS)),
+        ("image/jpeg", EXPLICIT, 2, None),
+        ("image/jls", BIG, 1, (False, "image/jls", JPEG_LS)),
+        ("image/jp2", DEFLATED, 1, (False, "image/jp2", J2K)),
+        ("image/jphc", IMPLICIT, 1, (False, "image/jphc", HTJ2K)),
+        ("image/dicom-rle", EXPLICIT, 1, (False, "image/dicom-rle", RLE)),
+        ("image/*", EXPLICIT, 1, (False, "image/jls", JPEG_LS)),
+        ("image/jpx", EXPLICIT, 1, None),
+        ("image/jxl", EXPLICIT, 1, None),
+        ("video/mp4", EXPLICIT, 1, None),
+        (f"image/jls; q=0.5, {RELATED_OCTETS}", EXPLICIT, 1, (True, OCTETS, EXPLICIT)),
         # compressed
         ("*/*", J2K, 1, (True, "image/jp2", J2K)),
         ("image/*", J2K, 1, (False, "image/jp2", J2K)),
@@ -177,9 +200,24 @@ RELATED_OCTETS = "multipart/related; type=application/octet-stream"
         (f"image/jp2; transfer-syntax={J2K_LOSSY}; transfer-syntax={J2K}", J2K, 1, (False, "image/jp2", J2K)),
         ("image/jpeg", JPEG_BASELINE, 1, (False, "image/jpeg", JPEG_BASELINE)),
         ("image/jpeg", JPEG_LOSSLESS, 1, (False, "image/jpeg", JPEG_LOSSLESS)),
-        (f"image/jpeg; transfer-syntax={JPEG_BASELINE}", JPEG_LOSSLESS, 1, None),
-        (RELATED_OCTETS, J2K, 1, None),
-        (f"{RELATED_OCTETS}; transfer-syntax={EXPLICIT}", J2K, 1, None),
+        ("image/jpeg", J2K, 1, (False, "image/jpeg", JPEG_LOSSLESS)),
+        ("image/jls", J2K, 1, (False, "image/jls", JPEG_LS)),
+        ("image/jpeg", VIDEO, 1, None),
+        ("video/mpeg", MPEG2, 1, (False, "video/mpeg", MPEG2)),
+        ("video/mp4", MPEG2, 1, None),
+        (f"image/jpeg; transfer-syntax={JPEG_LS}", J2K, 1, None),
+        (f"image/*; transfer-syntax={JPEG_LS}", J2K, 1, (False, "image/jls", JPEG_LS)),
+        (f"*/*; transfer-syntax={HTJ2K}", J2K, 1, (True, "image/jphc", HTJ2K)),
+        (
+            f"image/jpeg; transfer-syntax={JPEG_BASELINE}",
+            JPEG_LOSSLESS,
+            1,
+            (False, "image/jpeg", JPEG_BASELINE),
+        ),
+        (RELATED_OCTETS, J2K, 1, (True, OCTETS, EXPLICIT)),
+        (RELATED_OCTETS, VIDEO, 1, None),
+        (f"{RELATED_OCTETS}; transfer-syntax={EXPLICIT}", J2K, 1, (True, OCTETS, EXPLICIT)),
+        (f"{RELATED_OCTETS}; transfer-syntax={EXPLICIT}", VIDEO, 1, None),
         (f"{RELATED_OCTETS}; transfer-syntax=*", J2K, 1, (True, OCTETS, J2K)),
         (f"{RELATED_OCTETS}; transfer-syntax={J2K}", J2K, 1, (True, OCTETS, J2K)),
         ("image/png", J2K, 1, None),
@@ -193,6 +231,23 @@ def test_the_type_and_syntax_of_frames(
     header: str, stored: str, count: int, expected: tuple[bool, str, str] | None
 ) -> None:
     assert _frames(header, stored, count) == expected
+
+
+def test_choices_follow_the_order_of_accept_for_what_only_attributes_decide() -> None:
+    header = (
+        f"image/jpeg; transfer-syntax={JPEG_BASELINE}; transfer-syntax={JPEG_LOSSLESS}, "
+        f"image/jls; q=0.9, image/jpeg; q=0.1, {OCTETS}; q=0.5"
+    )
+    got = negotiate.frames(parse_accept(header), EXPLICIT, 1)
+    assert [choice.transfer_syntaxes[0] for choice in got] == [
+        JPEG_BASELINE,
+        JPEG_LOSSLESS,
+        JPEG_LS,
+        EXPLICIT,
+    ]
+    header = f"{DICOM}; transfer-syntax={JPEG_BASELINE}; transfer-syntax={RLE}, {DICOM}; q=0.1"
+    choices = negotiate.instances(parse_accept(header), [EXPLICIT], True)
+    assert [choice.transfer_syntaxes for choice in choices] == [(JPEG_BASELINE,), (RLE,), (EXPLICIT,)]
 
 
 def test_bulk_data_and_metadata() -> None:

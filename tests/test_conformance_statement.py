@@ -6,6 +6,7 @@ that a change would break most easily.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -14,21 +15,26 @@ from typing import Any
 
 import httpx
 import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
     generate_uid,
 )
 
 from devhost import docs
 from functions import http, store
-from shared.dicom import failure_reasons, part10
+from shared.dicom import failure_reasons, part10, transcode
 from shared.web.transactions import TRANSACTIONS
 from tests.conftest import Server, StartServer
-from tests.dicom_files import codestream, frame, make_file, multipart, read_multipart
+from tests.dicom_files import codestream, frame, make_dataset, make_file, multipart, read_multipart, to_file
+from tests.images import GREY_12, made
 
 TEXT = docs.STATEMENT.read_text()
 DICOM = {"Content-Type": "application/dicom"}
@@ -149,7 +155,7 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("frames", 200): lambda s: s.get("/frames/2,1"),
     ("frames", 400): lambda s: s.get("/frames/0"),
     ("frames", 404): lambda s: s.get("/frames/3"),
-    ("frames", 406): lambda s: s.get("/frames/1", accept="image/jpeg"),
+    ("frames", 406): lambda s: s.get("/frames/1", accept="image/png"),
     ("bulkdata", 200): lambda s: s.get("/bulkdata/7FE00010"),
     ("bulkdata", 400): lambda s: s.client.get(
         f"/v2/studies/{s.study}/series/{s.series}/instances/not_a_uid/bulkdata/7FE00010"
@@ -351,13 +357,40 @@ def test_native_data_is_converted_and_comes_as_stored_when_asked(client: httpx.C
     assert syntax(headers["content-type"]) == source
 
 
-def test_compressed_data_comes_as_stored_unless_another_syntax_is_asked_for(client: httpx.Client) -> None:
+def test_compressed_data_is_decoded_unless_it_is_asked_for_as_stored(client: httpx.Client) -> None:
+    image = GREY_12
+    codestream = transcode.encode(made(image), JPEG2000Lossless).data
+    ds = make_dataset(Rows=image.rows, Columns=image.columns, BitsStored=12, HighBit=11)
+    ds.PixelData = encapsulate([codestream])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    assert client.post("/v2/studies", content=to_file(ds, JPEG2000Lossless), headers=DICOM).status_code == 200
+    stored = Stored(client, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID)
+    as_stored = stored.get("", accept="application/dicom; transfer-syntax=*")
+    assert syntax(as_stored.headers["content-type"]) == JPEG2000Lossless
+    pixels = transcode.encode(made(image), ExplicitVRLittleEndian).data
+    for target in (ExplicitVRLittleEndian, JPEGLSLossless, RLELossless):
+        accept = f"application/dicom; transfer-syntax={target}"
+        if target == ExplicitVRLittleEndian:
+            accept = "application/dicom"
+        got = stored.get("", accept=accept)
+        assert syntax(got.headers["content-type"]) == target
+        read = dcmread(io.BytesIO(got.content))
+        assert read.pixel_array.astype("<u2").tobytes() == pixels
+        assert read.PatientName == ds.PatientName
+    assert stored.get("/frames/1", accept="application/octet-stream").content == pixels
+    baseline = "image/jpeg; transfer-syntax=1.2.840.10008.1.2.4.50"
+    assert "8 bits" in stored.get("/frames/1", accept=baseline).json()["detail"]
+    lossless = stored.get("/frames/1", accept=f"{baseline}, image/jpeg; q=0.5")
+    assert syntax(lossless.headers["content-type"]) == "1.2.840.10008.1.2.4.70"
+
+
+def test_a_frame_that_cannot_be_decoded_is_refused_alone(client: httpx.Client) -> None:
     stored = put(client, encapsulated=True)
-    for accept in ("application/dicom", "application/dicom; transfer-syntax=*"):
-        assert syntax(stored.get("", accept=accept).headers["content-type"]) == JPEG2000Lossless
-    refused = stored.get("", accept=f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}")
-    assert refused.status_code == 406
-    assert JPEG2000Lossless in refused.json()["detail"]
+    for accept in ("application/dicom", f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"):
+        refused = stored.get("", accept=accept)
+        assert refused.status_code == 406
+        assert JPEG2000Lossless in refused.json()["detail"]
 
 
 def test_a_study_comes_as_multipart_alone(stored: Stored) -> None:

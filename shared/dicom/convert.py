@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Mapping
 
 from shared.dicom.part10 import (
     DEPTH_LIMIT,
@@ -67,10 +68,13 @@ def with_transfer_syntax(header: bytes, target: str) -> bytes:
 class Converter:
     """Rewrites the elements of one data set from the syntax ``source`` to ``target``.
 
-    What lies before pixel data and what follows it are given one after the other.
+    What lies before pixel data and what follows it are given one after the other. ``edits`` has elements of
+    the data set itself, by tag and already encoded in ``target``, that replace or add to what is there, and
+    empty bytes for what is left out.
     """
 
-    def __init__(self, source: str, target: str) -> None:
+    def __init__(self, source: str, target: str, edits: Mapping[int, bytes] | None = None) -> None:
+        self._edits = sorted((edits or {}).items(), reverse=True)
         self._order = ">" if source == EXPLICIT_BE else "<"
         self._implicit = source == IMPLICIT_LE
         self._target_order = ">" if target == EXPLICIT_BE else "<"
@@ -87,7 +91,14 @@ class Converter:
             converted, _ = self._elements(elements, 0, len(elements), self._scope, 0)
         except struct.error as error:
             raise ValueError("The data set ends within an element.") from error
-        return converted
+        return converted + self._edits_before(_UNDEFINED)
+
+    def _edits_before(self, tag: int) -> bytes:
+        """Edits that come before ``tag`` and have not been made yet."""
+        out: list[bytes] = []
+        while self._edits and self._edits[-1][0] < tag:
+            out.append(self._edits.pop()[1])
+        return b"".join(out)
 
     def _elements(
         self, data: bytes, position: int, end: int | None, scope: _Scope, depth: int
@@ -104,6 +115,13 @@ class Converter:
             if tag == 0 and depth == 0:
                 break  # padding
             vr, length, position, implicit = self._header(data, position, tag, scope)
+            if depth == 0 and self._edits:
+                out.append(self._edits_before(tag))
+                if self._edits and self._edits[-1][0] == tag and length != _UNDEFINED:
+                    out.append(self._edits.pop()[1])
+                    scope.note(tag, data[position : position + length], self._order)
+                    position += length
+                    continue
             if vr == "SQ" or (length == _UNDEFINED and vr == "UN"):
                 foreign = vr == "UN" and not implicit
                 items, position = self._sequence(data, position, length, scope, depth, foreign)
@@ -190,6 +208,14 @@ class _Scope:
             self.pixel_representation = int(struct.unpack(order + "H", value)[0] == 1)
         elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
             self.creators[tag] = value.decode("latin-1").strip(" \0")
+
+
+def element(tag: int, vr: str, value: bytes, target: str) -> bytes:
+    """A short element of ``value``, of even length and in the byte order of ``target``."""
+    if target == IMPLICIT_LE:
+        return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+    order = ">" if target == EXPLICIT_BE else "<"
+    return struct.pack(order + "HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
 
 
 def element_header(tag: int, vr: str, length: int, target: str) -> bytes:

@@ -283,10 +283,7 @@ def _check_codestream(frame: bytes, image: ImagePixel) -> None:
     """Refuse a codestream that announces another size, before memory is taken for it."""
     size = _announced_size(frame)
     if size is not None and size != (image.rows, image.columns):
-        raise CorruptFrame(
-            f"A frame's codestream has {size[0]} rows and {size[1]} columns; "
-            f"Rows is {image.rows} and Columns is {image.columns}."
-        )
+        raise CorruptFrame("A frame's codestream announces other numbers of rows and columns than the image.")
 
 
 def _announced_size(frame: bytes) -> tuple[int, int] | None:

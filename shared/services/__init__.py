@@ -20,6 +20,7 @@ _MODULES = frozenset(
         "retrieve",
         "search",
         "store",
+        "transcoded",
     }
 )
 

@@ -11,10 +11,11 @@ import json
 import struct
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Any
 
 import orjson
 
@@ -59,6 +60,11 @@ class Payload:
 
     length: int | None
     chunks: AsyncIterator[bytes]
+
+
+def payload(data: bytes) -> Payload:
+    """Bytes that are there already."""
+    return Payload(len(data), _once(data))
 
 
 async def find(resource: Resource) -> list[StoredInstance]:
@@ -161,42 +167,59 @@ def _pack_span(stored: StoredInstance, offset: int, length: int) -> Span:
 # --- instances ---------------------------------------------------------------------------------------
 
 
-async def read_instances(
-    found: Sequence[StoredInstance], transfer_syntaxes: Sequence[str]
-) -> AsyncIterator[Payload]:
-    """The files of ``found``, each in the syntax asked for (its own, or a native one for a native file)."""
-    as_stored = all(s.transfer_syntax == t for s, t in zip(found, transfer_syntaxes, strict=True))
-    if as_stored:
-        spans = [_file_span(stored) for stored in found]
-        index = 0
-        async for chunks in _read_all(spans):
-            yield Payload(spans[index].length, chunks)
-            index += 1
-        return
-    for stored, target in zip(found, transfer_syntaxes, strict=True):
-        if stored.transfer_syntax == target:
-            yield Payload(stored.size, _stream(_file_span(stored)))
-        else:
-            yield await _converted(stored, target)
+async def read_instances(found: Sequence[StoredInstance]) -> AsyncIterator[Payload]:
+    """The files of ``found`` as they are stored."""
+    turn = iter(found)
+    async for chunks in _read_all([_file_span(stored) for stored in found]):
+        yield Payload(next(turn).size, chunks)
 
 
-async def _converted(stored: StoredInstance, target: str) -> Payload:
-    """A native file in another native syntax: its elements rewritten, its pixel data swapped where needed."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """A file without its pixel data: what precedes the element, where that is, and what follows it."""
+
+    header: bytes
+    before: bytes
+    pixels: BulkData
+    after: bytes
+
+
+async def around_pixel_data(stored: StoredInstance) -> Surroundings | None:
+    """What is around the pixel data, in the stored syntax; None where there is none.
+
+    Raises NotAcceptable where that is too much to hold.
+    """
     pixels = await _pixel_data_of(stored)
     if pixels is None:
-        header, elements = await _head(stored, None)
-        start, _ = await _convert(stored, target, elements, b"")
-        start = convert.with_transfer_syntax(header, target) + start
-        return Payload(len(start), _once(start))
-    if pixels.encapsulated:
-        raise NotAcceptable("The instance's pixel data is encapsulated in spite of its transfer syntax.")
+        return None
     header, before = await _head(stored, pixels.offset)
     after = await _held(_dataset(stored, pixels.offset + pixels.length))
     tag = int(pixels.path, 16)
     explicit = before[-12:-8] in (struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF) for order in "<>")
-    start, end = await _convert(stored, target, before[: -12 if explicit else -8], after)
-    start = convert.with_transfer_syntax(header, target) + start
-    start += convert.element_header(tag, pixels.vr, pixels.length, target)
+    return Surroundings(header, before[: -12 if explicit else -8], pixels, after)
+
+
+async def read_document(stored: StoredInstance) -> dict[str, Any]:
+    """The instance's metadata as a DICOM JSON object, its bulk data by relative names."""
+    document: dict[str, Any] = orjson.loads(await _read_record(stored, 0, stored.place.document_length))
+    return document
+
+
+async def in_native_syntax(stored: StoredInstance, target: str) -> Payload:
+    """A native file, or one without pixel data, in another native syntax: its elements rewritten, its pixel
+    data swapped where needed. Raises NotAcceptable."""
+    around = await around_pixel_data(stored)
+    if around is None:
+        header, elements = await _head(stored, None)
+        start, _ = await convert_elements(stored, target, elements, b"")
+        start = convert.with_transfer_syntax(header, target) + start
+        return Payload(len(start), _once(start))
+    pixels = around.pixels
+    if pixels.encapsulated:
+        raise NotAcceptable("The instance's pixel data is encapsulated in spite of its transfer syntax.")
+    start, end = await convert_elements(stored, target, around.before, around.after)
+    start = convert.with_transfer_syntax(around.header, target) + start
+    start += convert.element_header(int(pixels.path, 16), pixels.vr, pixels.length, target)
     swapped = EXPLICIT_BE in (stored.transfer_syntax, target)
     size = await _word_size(stored, pixels) if swapped else 1
 
@@ -219,9 +242,18 @@ async def _head(stored: StoredInstance, stop: int | None) -> tuple[bytes, bytes]
     return head[:length], head[length:]
 
 
-async def _convert(stored: StoredInstance, target: str, before: bytes, after: bytes) -> tuple[bytes, bytes]:
-    """The elements before and after pixel data in the syntax ``target``."""
-    converter = convert.Converter(stored.transfer_syntax, target)
+async def convert_elements(
+    stored: StoredInstance,
+    target: str,
+    before: bytes,
+    after: bytes,
+    edits: Mapping[int, bytes] | None = None,
+) -> tuple[bytes, bytes]:
+    """The elements before and after pixel data in the syntax ``target``, with ``edits`` (see Converter).
+
+    Raises NotAcceptable where they cannot be converted.
+    """
+    converter = convert.Converter(stored.transfer_syntax, target, edits)
     try:
         return await asyncio.to_thread(lambda: (converter.convert(before), converter.convert(after)))
     except ValueError as error:
@@ -255,7 +287,7 @@ async def _swapped(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[byt
 
 
 async def _word_size(stored: StoredInstance, pixels: BulkData) -> int:
-    document = orjson.loads(await _read_record(stored, 0, stored.place.document_length))
+    document = await read_document(stored)
     values = document.get("00280100", {}).get("Value") or [16]
     return convert.word_size(pixels.vr, values[0] if isinstance(values[0], int) else 16)
 

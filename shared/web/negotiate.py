@@ -1,9 +1,10 @@
 """Which representation answers an Accept header (PS3.18 §8.7.3, §8.7.5): pure decisions.
 
-A range that names no transfer syntax asks for the default one, Explicit VR Little Endian; native data is
-converted to it. Compressed data is then answered as stored for ``application/dicom`` (each part says its
-transfer syntax), because a refusal would keep ordinary clients from compressed studies. ``*/*`` and
-``transfer-syntax=*`` mean the stored syntax.
+A range that names no transfer syntax asks for the default one of its media type: Explicit VR Little Endian
+for ``application/dicom`` and ``application/octet-stream``. What cannot be decoded (video, unknown syntaxes)
+is then answered as stored for ``application/dicom``, because a refusal would keep ordinary clients from
+studies that hold it; each part says its transfer syntax. ``*/*`` and ``transfer-syntax=*`` mean the stored
+syntax.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.dicom.pixel_data import DECODABLE
+from shared.dicom.transcode import transcodable
 from shared.dicom.transfer_syntaxes import (
     DEFAULT_OF_MEDIA_TYPE,
     EXPLICIT_BE,
@@ -36,18 +39,25 @@ class Representation:
     transfer_syntaxes: tuple[str, ...] = ()
 
 
-def instances(ranges: Sequence[MediaRange], stored: Sequence[str], single_allowed: bool) -> Representation:
-    """For whole instances stored in the syntaxes ``stored``. Raises NotAcceptable.
+def instances(
+    ranges: Sequence[MediaRange], stored: Sequence[str], single_allowed: bool
+) -> list[Representation]:
+    """For whole instances stored in the syntaxes ``stored``, best first. Raises NotAcceptable.
 
-    ``single_allowed`` says that the resource is one instance, which may come without multipart.
+    ``single_allowed`` says that the resource is one instance, which may come without multipart; there may be
+    several choices for it, for whether an image fits a transfer syntax depends on its attributes too.
     """
+    choices: list[Representation] = []
     for given in ranges:
         multipart = given.multipart or given.media_type == "*/*"
         if not matches(given.media_type, DICOM) or not (multipart or single_allowed):
             continue
-        targets = [_instance_syntax(given, syntax) for syntax in stored]
+        targets = [_instance_syntaxes(given, syntax) for syntax in stored]
         if all(targets):
-            return Representation(multipart, DICOM, tuple(targets))
+            wanted = zip(*targets, strict=True) if len(targets) == 1 else [tuple(t[0] for t in targets)]
+            choices += [Representation(multipart, DICOM, syntaxes) for syntaxes in wanted]
+    if choices:
+        return list(dict.fromkeys(choices))
     if not any(matches(given.media_type, DICOM) for given in ranges):
         raise NotAcceptable("Instances are available as application/dicom.")
     if not single_allowed and not any(given.multipart for given in ranges):
@@ -59,53 +69,78 @@ def instances(ranges: Sequence[MediaRange], stored: Sequence[str], single_allowe
     )
 
 
-def _instance_syntax(given: MediaRange, stored: str) -> str:
-    """The syntax to send an instance in, or an empty string where none of the range can be made."""
-    asked = given.transfer_syntaxes
-    if "*" in asked or stored in asked:
-        return stored
-    if not asked:
-        return stored if given.media_type == "*/*" or stored not in NATIVE else EXPLICIT_LE
-    if stored in NATIVE:
-        return next((syntax for syntax in asked if syntax in CONVERTIBLE), "")
-    return ""
+def _instance_syntaxes(given: MediaRange, stored: str) -> list[str]:
+    """The syntaxes of the range that an instance can be sent in, in order."""
+    if not given.transfer_syntaxes:
+        as_stored = given.media_type == "*/*" or stored not in DECODABLE
+        return [stored if as_stored else EXPLICIT_LE]
+    asked = [stored if syntax == "*" else syntax for syntax in _stored_first(given, stored)]
+    return [syntax for syntax in asked if syntax == stored or _convertible(stored, syntax)]
 
 
-def frames(ranges: Sequence[MediaRange], stored: str, count: int) -> Representation:
-    """For ``count`` frames of an instance stored in ``stored``. Raises NotAcceptable."""
-    own_type = media_type(stored)
-    plain = EXPLICIT_LE if stored in NATIVE and stored != EXPLICIT_BE else stored
+def _stored_first(given: MediaRange, stored: str) -> list[str]:
+    """The range's syntaxes in order; equals as they are, the stored one costs neither time nor quality."""
+    return sorted(given.transfer_syntaxes, key=lambda syntax: syntax not in ("*", stored))
+
+
+def _convertible(stored: str, target: str) -> bool:
+    return (stored in NATIVE and target in CONVERTIBLE) or transcodable(stored, target)
+
+
+def frames(ranges: Sequence[MediaRange], stored: str, count: int) -> list[Representation]:
+    """For ``count`` frames of an instance stored in ``stored``, best first. Raises NotAcceptable."""
+    choices: list[Representation] = []
     for given in ranges:
         multipart = given.multipart or given.media_type == "*/*"
-        if not multipart and count > 1:
-            continue
-        anything = given.media_type == "*/*"
-        asked = given.transfer_syntaxes
-        if (anything and not asked) or ("*" in asked and matches(given.media_type, OCTET_STREAM)):
-            chosen = OCTET_STREAM if given.media_type == OCTET_STREAM else own_type
-            return Representation(multipart, chosen, (plain,))
-        if matches(given.media_type, own_type) and own_type != OCTET_STREAM:
-            default = DEFAULT_OF_MEDIA_TYPE.get(own_type, stored)
-            if (
-                "*" in asked
-                or stored in asked
-                or (not asked and (stored == default or given.media_type != own_type))
-            ):
-                return Representation(multipart, own_type, (stored,))
-            if not asked and own_type.startswith(("image/", "video/")):
-                return Representation(multipart, own_type, (stored,))
-        if matches(given.media_type, OCTET_STREAM):
-            if stored in asked and stored not in NATIVE:
-                return Representation(multipart, OCTET_STREAM, (stored,))
-            if stored in NATIVE and (not asked or EXPLICIT_LE in asked or stored in asked):
-                target = EXPLICIT_LE if not asked or EXPLICIT_LE in asked or stored != EXPLICIT_BE else stored
-                return Representation(multipart, OCTET_STREAM, (target,))
+        if multipart or count == 1:
+            choices += [
+                Representation(multipart, offered, (syntax,))
+                for offered, syntax in _frame_forms(given, stored)
+            ]
+    if choices:
+        return list(dict.fromkeys(choices))
     if count > 1 and not any(given.multipart or given.media_type == "*/*" for given in ranges):
         raise NotAcceptable("Several frames are available as multipart/related only.")
     raise NotAcceptable(
-        f"The frames are stored in transfer syntax {stored} as {own_type}; "
-        "Accept allows neither (ask with transfer-syntax=*)."
+        f"The frames are stored in transfer syntax {stored} as {media_type(stored)} and cannot be had in "
+        "what Accept allows (ask with transfer-syntax=*)."
     )
+
+
+def _frame_forms(given: MediaRange, stored: str) -> list[tuple[str, str]]:
+    """Media types and syntaxes within one range, in its order (PS3.18 §8.7.3)."""
+    if given.transfer_syntaxes:
+        forms = (_frame_form(given.media_type, syntax, stored) for syntax in _stored_first(given, stored))
+        return [form for form in forms if form]
+    own_type = media_type(stored)
+    if given.media_type == "*/*":
+        return [(own_type, _plain(stored))]
+    if matches(given.media_type, own_type) and own_type != OCTET_STREAM:
+        return [
+            (own_type, stored)
+        ]  # image/jpeg has a default, but what is stored as JPEG is better than that
+    if matches(given.media_type, OCTET_STREAM):
+        return [(OCTET_STREAM, EXPLICIT_LE)] if stored in DECODABLE else []
+    wanted = "image/jls" if given.media_type == "image/*" else given.media_type
+    default = DEFAULT_OF_MEDIA_TYPE.get(wanted, "")
+    return [(wanted, default)] if transcodable(stored, default) else []
+
+
+def _frame_form(given: str, syntax: str, stored: str) -> tuple[str, str] | None:
+    """Media type and syntax for one ``transfer-syntax`` of a range of the type ``given``."""
+    own_type = media_type(stored)
+    if syntax in ("*", stored):
+        allowed = matches(given, OCTET_STREAM) or matches(given, own_type)
+        return (OCTET_STREAM if given == OCTET_STREAM else own_type, _plain(stored)) if allowed else None
+    if syntax == EXPLICIT_LE:
+        return (OCTET_STREAM, syntax) if matches(given, OCTET_STREAM) and stored in DECODABLE else None
+    fits = given != OCTET_STREAM and matches(given, media_type(syntax))
+    return (media_type(syntax), syntax) if fits and transcodable(stored, syntax) else None
+
+
+def _plain(stored: str) -> str:
+    """How frames come as stored: of native ones only the byte order is left to tell."""
+    return EXPLICIT_LE if stored in NATIVE and stored != EXPLICIT_BE else stored
 
 
 def bulkdata(ranges: Sequence[MediaRange]) -> Representation:

@@ -1,0 +1,283 @@
+"""Retrieval in another transfer syntax: frame by frame, as a stream, whatever the number of frames.
+
+A few frames are in memory at a time. Codecs work in threads of their own, as many as there are processors,
+so that they hold up neither the event loop nor each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from shared.dicom import convert, transcode
+from shared.dicom.pixel_data import LARGEST_FRAME, CorruptFrame, ImagePixel
+from shared.dicom.transcode import EncodedFrame
+from shared.dicom.transfer_syntaxes import EXPLICIT_LE, JPEG_BASELINE, NATIVE
+from shared.errors import NotAcceptable
+from shared.services import retrieve
+from shared.services.retrieve import Payload
+from shared.sql.instances import StoredInstance
+
+_AHEAD = 2
+_AHEAD_BYTES = 8 * 1024 * 1024
+_PIXEL_DATA = 0x7FE00010
+_UNDEFINED = 0xFFFFFFFF
+_LONGEST = 0xFFFFFFFE
+_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+_OFFSET_TABLES = (0x7FE00001, 0x7FE00002, 0x7FE00003)
+_PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION = 0x00280004, 0x00280006
+_LOSSY, _LOSSY_RATIO, _LOSSY_METHOD = 0x00282110, 0x00282112, 0x00282114
+_JPEG_METHOD = "ISO_10918_1"
+_ADVICE = "ask with transfer-syntax=*"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameResult:
+    """A frame in its target syntax, or why there is none."""
+
+    data: bytes = b""
+    problem: str = ""
+
+
+@cache
+def _codecs() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="codec")
+
+
+async def first_possible(stored: StoredInstance, targets: Sequence[str]) -> int:
+    """Index of the first of ``targets`` that the frames can be had in, as far as attributes tell.
+
+    Raises NotAcceptable where there is none.
+    """
+    reason = ""
+    image = None
+    for index, target in enumerate(targets):
+        if target in NATIVE or not transcode.transcodable(stored.transfer_syntax, target):
+            return index
+        image = image or await _image(stored)
+        reason = transcode.refusal(image, target)
+        if not reason:
+            return index
+    raise NotAcceptable(f"No transfer syntax of Accept can be served: {reason} ({_ADVICE})")
+
+
+async def _image(stored: StoredInstance) -> ImagePixel:
+    return _described(await retrieve.read_document(stored))
+
+
+def _as_stored(stored: StoredInstance) -> str:
+    return f"(It is stored in transfer syntax {stored.transfer_syntax}; {_ADVICE}.)"
+
+
+def _described(document: dict[str, Any]) -> ImagePixel:
+    try:
+        return ImagePixel.from_document(document)
+    except ValueError as error:
+        raise NotAcceptable(f"The frames cannot be transcoded: {error} ({_ADVICE})") from error
+
+
+# --- frames ------------------------------------------------------------------------------------------
+
+
+async def read_frames(
+    stored: StoredInstance, numbers: Sequence[int], target: str
+) -> AsyncIterator[FrameResult]:
+    """Frames by number (from 1) in the order asked for, in a syntax that :func:`transcode.transcodable` has.
+
+    A frame that cannot be decoded has its problem; the others come all the same. Raises NotFound as reading
+    frames does, and NotAcceptable where no frame of the instance can be had.
+    """
+    image = await _image(stored)
+    reason = transcode.refusal(image, target)
+    if reason:
+        raise NotAcceptable(f"The frames cannot be had in transfer syntax {target}: {reason} ({_ADVICE})")
+    async with aclosing(_transcoded(stored, image, numbers, target)) as results:
+        async for result in results:
+            if isinstance(result, CorruptFrame):
+                yield FrameResult(problem=f"{result} {_as_stored(stored)}")
+            else:
+                yield FrameResult(result.data)
+
+
+async def _transcoded(
+    stored: StoredInstance, image: ImagePixel, numbers: Sequence[int], target: str
+) -> AsyncGenerator[EncodedFrame | CorruptFrame, None]:
+    """Each frame in turn; a few are worked on ahead of their turn unless they are large."""
+    native = stored.transfer_syntax in NATIVE
+    source = EXPLICIT_LE if native else stored.transfer_syntax
+    ahead = min(_AHEAD, _AHEAD_BYTES // image.frame_length)
+    waiting: deque[asyncio.Task[EncodedFrame | CorruptFrame]] = deque()
+    try:
+        async for payload in retrieve.read_frames(stored, numbers, source):
+            frame = await _held(payload)
+            waiting.append(asyncio.create_task(_work(frame, image, source, target)))
+            if len(waiting) > ahead:
+                yield await waiting.popleft()
+        while waiting:
+            yield await waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _held(frame: Payload) -> bytes | None:
+    """The bytes of a frame; None where they are more than a frame is allowed."""
+    if frame.length is not None and frame.length > LARGEST_FRAME:
+        return None
+    pieces: list[bytes] = []
+    size = 0
+    async for chunk in frame.chunks:
+        size += len(chunk)
+        if size > LARGEST_FRAME:
+            return None
+        pieces.append(chunk)
+    return b"".join(pieces)
+
+
+async def _work(
+    frame: bytes | None, image: ImagePixel, source: str, target: str
+) -> EncodedFrame | CorruptFrame:
+    if frame is None:
+        return CorruptFrame("A frame is too large to be decoded.")
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(_codecs(), transcode.transcode, frame, image, source, target)
+    except CorruptFrame as error:
+        return error
+    except ValueError as error:
+        return CorruptFrame(str(error))
+
+
+# --- instances ---------------------------------------------------------------------------------------
+
+
+async def read_instance(stored: StoredInstance, target: str) -> Payload:
+    """A file in the syntax ``target``: its own, a native one, or one frames are encoded in.
+
+    The length of native pixel data is known beforehand. Raises NotAcceptable, before the first byte, where
+    the instance cannot be had in ``target``, its first frame included; a later frame that cannot be decoded
+    ends the chunks with NotAcceptable.
+    """
+    if stored.transfer_syntax == target:
+        return await anext(retrieve.read_instances([stored]))
+    native = target in NATIVE
+    if native and (stored.transfer_syntax in NATIVE or not stored.number_of_frames):
+        return await retrieve.in_native_syntax(stored, target)
+    if not stored.number_of_frames:
+        raise NotAcceptable(
+            f"The instance has no pixel data to be encoded in transfer syntax {target} ({_ADVICE})."
+        )
+    document = await retrieve.read_document(stored)
+    image = _described(document)
+    reason = transcode.refusal(image, target)
+    if reason:
+        raise NotAcceptable(f"The instance cannot be had in transfer syntax {target}: {reason} ({_ADVICE})")
+    around = await retrieve.around_pixel_data(stored)
+    if around is None or around.pixels.encapsulated == (stored.transfer_syntax in NATIVE):
+        raise NotAcceptable(f"The instance's pixel data does not fit its transfer syntax ({_ADVICE}).")
+    length = stored.number_of_frames * image.frame_length if native else _UNDEFINED
+    if not (stored.frame_bits or stored.place.frames_length):
+        raise NotAcceptable(f"The frames cannot be told apart in the pixel data ({_ADVICE}).")
+    if native and length > _LONGEST:
+        raise NotAcceptable(f"The decoded pixel data would be longer than 4 GiB ({_ADVICE}).")
+    results = _transcoded(stored, image, range(1, stored.number_of_frames + 1), target)
+    first = await anext(results)
+    if isinstance(first, CorruptFrame):
+        await results.aclose()
+        raise NotAcceptable(f"{first} {_as_stored(stored)}")
+    edits = _edits(document, image, first, stored.transfer_syntax, target)
+    start, end = await retrieve.convert_elements(stored, target, around.before, around.after, edits)
+    start = convert.with_transfer_syntax(around.header, target) + start
+    length += length % 2 if native else 0
+    vr = "OW" if native and image.bits_allocated > 8 else "OB"
+    start += convert.element_header(_PIXEL_DATA, vr, length, target)
+    frames = _native(first, results) if native else _items(first, results)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield start
+        async with aclosing(results), aclosing(frames):
+            async for chunk in frames:
+                yield chunk
+        if end:
+            yield end
+
+    return Payload(len(start) + length + len(end) if native else None, chunks())
+
+
+async def _native(
+    first: EncodedFrame, rest: AsyncIterator[EncodedFrame | CorruptFrame]
+) -> AsyncGenerator[bytes, None]:
+    """Native pixel data, padded to an even length."""
+    size = 0
+    async for frame in _alike(first, rest):
+        size += len(frame)
+        yield frame
+    if size % 2:
+        yield b"\0"
+
+
+async def _items(
+    first: EncodedFrame, rest: AsyncIterator[EncodedFrame | CorruptFrame]
+) -> AsyncGenerator[bytes, None]:
+    """Encapsulated pixel data: an empty basic offset table, a fragment a frame (PS3.5 §A.4)."""
+    yield _ITEM + bytes(4)
+    async for frame in _alike(first, rest):
+        padding = len(frame) % 2
+        yield _ITEM + struct.pack("<I", len(frame) + padding)
+        yield frame + b"\0" if padding else frame
+    yield _SEQUENCE_END
+
+
+async def _alike(
+    first: EncodedFrame, rest: AsyncIterator[EncodedFrame | CorruptFrame]
+) -> AsyncIterator[bytes]:
+    """The bytes of all frames, which the data set's attributes describe if they describe the first."""
+    yield first.data
+    number = 1
+    async for frame in rest:
+        number += 1
+        if isinstance(frame, CorruptFrame):
+            raise NotAcceptable(f"Frame {number}: {frame} ({_ADVICE})")
+        if frame.image != first.image:
+            raise NotAcceptable(f"Frame {number} is not in the colour space of the first ({_ADVICE}).")
+        yield frame.data
+
+
+def _edits(
+    document: dict[str, Any], image: ImagePixel, first: EncodedFrame, source: str, target: str
+) -> dict[int, bytes]:
+    """What changes in the data set: offset tables go, attributes say what pixels are now (PS3.5 §8.2)."""
+    edits = dict.fromkeys(_OFFSET_TABLES, b"")
+    colour = first.image.photometric_interpretation
+    if colour != image.photometric_interpretation:
+        edits[_PHOTOMETRIC_INTERPRETATION] = _text(_PHOTOMETRIC_INTERPRETATION, "CS", [colour], target)
+    if image.samples_per_pixel > 1:
+        value = struct.pack("<H", first.image.planar_configuration)
+        edits[_PLANAR_CONFIGURATION] = convert.element(_PLANAR_CONFIGURATION, "US", value, target)
+    if transcode.is_lossy(source, target):
+        edits[_LOSSY] = _text(_LOSSY, "CS", ["01"], target)
+    if target == JPEG_BASELINE:
+        ratio = f"{image.frame_length / len(first.data):.2f}"
+        edits[_LOSSY_RATIO] = _text(_LOSSY_RATIO, "DS", [*_values(document, _LOSSY_RATIO), ratio], target)
+        methods = [*_values(document, _LOSSY_METHOD), _JPEG_METHOD]
+        edits[_LOSSY_METHOD] = _text(_LOSSY_METHOD, "CS", methods, target)
+    return edits
+
+
+def _values(document: dict[str, Any], tag: int) -> Iterator[str]:
+    values = document.get(f"{tag:08X}", {}).get("Value") or []
+    return (str(value) for value in values if value is not None)
+
+
+def _text(tag: int, vr: str, values: Sequence[str], target: str) -> bytes:
+    value = "\\".join(values).encode("ascii", "replace")
+    return convert.element(tag, vr, value + b" " * (len(value) % 2), target)
