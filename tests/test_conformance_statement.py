@@ -373,7 +373,8 @@ def test_compressed_data_is_decoded_unless_it_is_asked_for_as_stored(client: htt
     ds.PixelData = encapsulate([codestream])
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
-    stored = Stored(client, to_file(ds, JPEG2000Lossless))
+    assert client.post("/v2/studies", content=to_file(ds, JPEG2000Lossless), headers=DICOM).status_code == 200
+    stored = Stored(client, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID)
     as_stored = stored.get("", accept="application/dicom; transfer-syntax=*")
     assert syntax(as_stored.headers["content-type"]) == JPEG2000Lossless
     pixels = transcode.encode(made(image), ExplicitVRLittleEndian).data
