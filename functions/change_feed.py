@@ -36,7 +36,7 @@ async def read_change_feed(request: Request) -> Response:
         _boolean(query, "includemetadata", True),
     )
     body = orjson.dumps([_entry(change, request) for change in changes])
-    return http.json_response(request, body, "application/json")
+    return await http.json_response(request, body, "application/json")
 
 
 @http.route(blueprint, routes.CHANGE_FEED_LATEST, ["GET", "HEAD"], partitioned=False)
@@ -46,7 +46,7 @@ async def read_latest_change(request: Request) -> Response:
     change = await services.change_feed.latest(_boolean(_query(request), "includemetadata", True))
     if change is None:
         return Response(status_code=204)
-    return http.json_response(request, orjson.dumps(_entry(change, request)), "application/json")
+    return await http.json_response(request, orjson.dumps(_entry(change, request)), "application/json")
 
 
 def _query(request: Request) -> dict[str, str]:

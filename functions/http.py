@@ -7,11 +7,9 @@ registers one, and turns what it raises into ``application/problem+json`` (RFC 9
 from __future__ import annotations
 
 import functools
-import gzip
 import json
 import logging
 import uuid
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,7 +22,7 @@ from functions import routes
 from shared import errors
 from shared.dicom.identifiers import DEFAULT_PARTITION, Resource, check_partition, check_uid
 from shared.settings import settings
-from shared.web import urls
+from shared.web import content_coding, urls
 from shared.web.accept import MediaRange, parse_accept
 
 log = logging.getLogger(__name__)
@@ -248,45 +246,26 @@ async def json_array(objects: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield b"".join(pieces)
 
 
-async def gzipped(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The chunks compressed with gzip (RFC 1952), fast rather than small."""
-    encoder = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    async for chunk in chunks:
-        data = encoder.compress(chunk)
-        if data:
-            yield data
-    yield encoder.flush()
-
-
-def accepts_gzip(request: Request) -> bool:
-    """Whether Accept-Encoding allows gzip (RFC 9110 §12.5.3)."""
-    for coding in request.headers.get("accept-encoding", "").lower().split(","):
-        name, _, weight = coding.partition(";")
-        if name.strip() in ("gzip", "*"):
-            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
-
-
-_WORTH_COMPRESSING = 1024
-
-
-def json_response(request: Request, body: bytes, media_type: str) -> Response:
+async def json_response(request: Request, body: bytes, media_type: str) -> Response:
     """A JSON body with an entity tag, compressed where the client takes it; 304 where it has it already."""
-    compress = len(body) > _WORTH_COMPRESSING and accepts_gzip(request)
-    headers = validators(sha256(body).hexdigest()[:32], compress)
+    coding = content_coding_of(request, len(body) > content_coding.WORTH_COMPRESSING)
+    headers = validators(sha256(body).hexdigest()[:32], coding)
     if not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    if compress:
-        headers["Content-Encoding"] = "gzip"
-        body = gzip.compress(body, 1)
-    return Response(body, headers=headers, media_type=media_type)
+    return Response(await content_coding.encode(body, coding), headers=headers, media_type=media_type)
 
 
-def validators(digest: str, compress: bool) -> dict[str, str]:
-    """Headers by which a client may keep JSON; a gzip body is other bytes and has a tag of its own
-    (RFC 9110 §8.8.1)."""
-    tag = f'"{digest}-gzip"' if compress else f'"{digest}"'
-    return {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
+def content_coding_of(request: Request, worthwhile: bool = True) -> str:
+    """The content coding to answer with, empty for none. Raises NotAcceptable."""
+    return content_coding.choose(", ".join(request.headers.getlist("accept-encoding")), worthwhile)
+
+
+def validators(digest: str, coding: str) -> dict[str, str]:
+    """Headers of a body in a content coding, by which a client may keep it; another coding is other bytes
+    and has a tag of its own (RFC 9110 §8.8.1)."""
+    tag = f'"{digest}-{coding}"' if coding else f'"{digest}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
+    return headers | {"Content-Encoding": coding} if coding else headers
 
 
 def not_modified(request: Request, etag: str) -> bool:

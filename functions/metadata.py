@@ -7,7 +7,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http, routes
 from shared import services
-from shared.web import negotiate
+from shared.web import content_coding, negotiate
 
 blueprint = func.Blueprint()
 
@@ -31,16 +31,21 @@ async def retrieve_instance_metadata(request: Request) -> Response:
 
 
 async def _retrieve(request: Request) -> Response:
+    # The first request pays for DICOM's dictionary, not the start of the app.
+    from shared.web.query_params import projection
+
     resource = http.resource(request)
     media_type = negotiate.metadata(http.accepted(request))
+    coding = http.content_coding_of(request)
+    chosen = projection(pair for pair in request.query_params.multi_items() if pair[0] != "accept")
     found = await services.retrieve.find(resource)
     root = http.service_root(request, resource.partition)
-    compress = http.accepts_gzip(request)
-    headers = http.validators(services.retrieve.digest(found, root), compress)
+    digest = services.retrieve.digest(found, f"{root} {chosen.key}" if chosen else root)
+    headers = http.validators(digest, coding)
     if http.not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    body = await http.primed(http.json_array(services.retrieve.read_metadata(found, root)))
-    if compress:
-        headers["Content-Encoding"] = "gzip"
-        body = http.gzipped(body)
+    documents = services.retrieve.read_metadata(found, root)
+    if chosen:
+        documents = services.metadata.projected(documents, chosen)
+    body = await http.primed(content_coding.encoded(http.json_array(documents), coding))
     return StreamingResponse(body, headers=headers, media_type=media_type)

@@ -66,4 +66,4 @@ async def _search(request: Request, level: str) -> Response:
     found = await services.search.search(query, http.service_root(request, resource.partition))
     if not found:
         return Response(status_code=204)
-    return http.json_response(request, orjson.dumps(found), media_type)
+    return await http.json_response(request, orjson.dumps(found), media_type)

@@ -16,6 +16,7 @@ _MODULES = frozenset(
         "health",
         "inbox",
         "ingest",
+        "metadata",
         "reindex",
         "retrieve",
         "search",

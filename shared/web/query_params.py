@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from shared.dicom.attributes import Level
 from shared.dicom.identifiers import Resource
+from shared.dicom.projection import Projection
 from shared.dicom.search_terms import SearchQuery, name_of, parse_term, searchable, tag_of
 from shared.errors import InvalidRequest
 
@@ -51,6 +52,31 @@ def search_query(level: Level, resource: Resource, parameters: Iterable[tuple[st
     )
 
 
+def projection(parameters: Iterable[tuple[str, str]]) -> Projection | None:
+    """What ``includefield`` leaves of metadata: attributes by keyword or tag, below sequences with dots.
+
+    None is all of it: where the parameter is absent, empty or ``all``. Raises InvalidRequest that names a
+    parameter or an attribute which is unknown.
+    """
+    fields: list[str] = []
+    for name, value in parameters:
+        if name != "includefield":
+            raise InvalidRequest(f"The query parameter {_shown(name)} is unknown.")
+        fields += (field.strip() for field in value.split(","))
+    fields = [field for field in fields if field]
+    if not fields or any(field.lower() == "all" for field in fields):
+        return None
+    return Projection(_path(field) for field in fields)
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """The tags of a dotted path."""
+    tags = [tag_of(part) for part in name.split(".")]
+    if None in tags:
+        raise InvalidRequest(f"includefield does not know the attribute {_shown(name)}.")
+    return tuple(tag for tag in tags if tag is not None)
+
+
 def _tag(name: str) -> str:
     """The tag of the attribute that a parameter matches."""
     tag = tag_of(name)
@@ -66,10 +92,7 @@ def _field(name: str) -> str:
 
     An attribute that the index does not hold is accepted and not returned.
     """
-    tags = [tag_of(part) for part in name.split(".")]
-    if tags[0] is None or None in tags:
-        raise InvalidRequest(f"includefield does not know the attribute {_shown(name)}.")
-    return tags[0]
+    return _path(name)[0]
 
 
 def _integer(name: str, value: str, low: int, high: int) -> int:
