@@ -27,27 +27,27 @@ MOST_FRAMES = 10_000
 async def retrieve_frames(request: Request) -> Response:
     """Frames of an instance, in the order of the list."""
     resource = http.resource(request)
-    numbers = _numbers(request.path_params["frames"])
+    wanted = numbers(request.path_params["frames"])
     ranges = http.accepted(request)
     (stored,) = await services.retrieve.find(resource)
-    chosen = negotiate.frames(ranges, stored.transfer_syntax, len(numbers))
+    chosen = negotiate.frames(ranges, stored.transfer_syntax, len(wanted))
     (syntax,) = chosen.transfer_syntaxes
-    payloads = services.retrieve.read_frames(stored, numbers, syntax)
+    payloads = services.retrieve.read_frames(stored, wanted, syntax)
     content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
-    if len(numbers) == 1:
-        digest = services.retrieve.digest([stored], f"{url}/{numbers[0]} {content_type}")
-        location = f"{url}/{numbers[0]}" if chosen.multipart else ""
+    if len(wanted) == 1:
+        digest = services.retrieve.digest([stored], f"{url}/{wanted[0]} {content_type}")
+        location = f"{url}/{wanted[0]}" if chosen.multipart else ""
         return await single_part.respond(request, await anext(payloads), content_type, digest, location)
     boundary = secrets.token_hex(16)
-    parts = _parts(numbers, payloads, MultipartWriter(boundary), content_type, url)
+    parts = _parts(wanted, payloads, MultipartWriter(boundary), content_type, url)
     return StreamingResponse(
         await http.primed(parts),
         media_type=f'multipart/related; type="{chosen.media_type}"; boundary={boundary}',
     )
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """The frame list of the path (§10.4.1.1.6: integers from 1, separated by commas)."""
     pieces = [piece.strip() for piece in text.split(",")]
     if not all(
@@ -60,9 +60,9 @@ def _numbers(text: str) -> list[int]:
 
 
 async def _parts(
-    numbers: list[int], payloads: AsyncIterator[Payload], writer: MultipartWriter, content_type: str, url: str
+    wanted: list[int], payloads: AsyncIterator[Payload], writer: MultipartWriter, content_type: str, url: str
 ) -> AsyncIterator[bytes]:
-    turn = iter(numbers)
+    turn = iter(wanted)
     async for payload in payloads:
         head = writer.begin(content_type, payload.length, f"{url}/{next(turn)}")
         async for chunk in payload.chunks:

@@ -17,6 +17,7 @@ _MODULES = frozenset(
         "inbox",
         "ingest",
         "reindex",
+        "rendered",
         "retrieve",
         "search",
         "store",
