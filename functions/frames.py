@@ -29,27 +29,27 @@ MOST_FRAMES = 10_000
 async def retrieve_frames(request: Request) -> Response:
     """Frames of an instance, in the order of the list."""
     resource = http.resource(request)
-    numbers = _numbers(request.path_params["frames"])
+    wanted = numbers(request.path_params["frames"])
     ranges = http.accepted(request)
     (stored,) = await services.retrieve.find(resource)
-    choices = negotiate.frames(ranges, stored.transfer_syntax, len(numbers))
+    choices = negotiate.frames(ranges, stored.transfer_syntax, len(wanted))
     targets = [choice.transfer_syntaxes[0] for choice in choices]
     chosen = choices[await services.transcoded.first_possible(stored, targets)]
     (syntax,) = chosen.transfer_syntaxes
     if transcodable(stored.transfer_syntax, syntax):
-        payloads = _transcoded(stored, numbers, syntax)
+        payloads = _transcoded(stored, wanted, syntax)
     else:
-        payloads = services.retrieve.read_frames(stored, numbers, syntax)
+        payloads = services.retrieve.read_frames(stored, wanted, syntax)
     content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
-    if len(numbers) == 1:
-        digest = services.retrieve.digest([stored], f"{url}/{numbers[0]} {content_type}")
-        location = f"{url}/{numbers[0]}" if chosen.multipart else ""
+    if len(wanted) == 1:
+        digest = services.retrieve.digest([stored], f"{url}/{wanted[0]} {content_type}")
+        location = f"{url}/{wanted[0]}" if chosen.multipart else ""
         payload = await anext(payloads)
         assert not isinstance(payload, NotAcceptable)
         return await single_part.respond(request, payload, content_type, digest, location)
     boundary = secrets.token_hex(16)
-    parts = _parts(numbers, payloads, MultipartWriter(boundary), content_type, url)
+    parts = _parts(wanted, payloads, MultipartWriter(boundary), content_type, url)
     return StreamingResponse(
         await http.primed(parts),
         media_type=f'multipart/related; type="{chosen.media_type}"; boundary={boundary}',
@@ -57,20 +57,20 @@ async def retrieve_frames(request: Request) -> Response:
 
 
 async def _transcoded(
-    stored: StoredInstance, numbers: list[int], syntax: str
+    stored: StoredInstance, wanted: list[int], syntax: str
 ) -> AsyncIterator[Payload | NotAcceptable]:
     """Each frame, or why it cannot be had where others can; of one alone that is raised."""
-    async for result in services.transcoded.read_frames(stored, numbers, syntax):
+    async for result in services.transcoded.read_frames(stored, wanted, syntax):
         if result.problem:
             error = NotAcceptable(result.problem)
-            if len(numbers) == 1:
+            if len(wanted) == 1:
                 raise error
             yield error
         else:
             yield services.retrieve.in_memory(result.data)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """The frame list of the path (§10.4.1.1.6: integers from 1, separated by commas)."""
     pieces = [piece.strip() for piece in text.split(",")]
     if not all(
@@ -83,13 +83,13 @@ def _numbers(text: str) -> list[int]:
 
 
 async def _parts(
-    numbers: list[int],
+    wanted: list[int],
     payloads: AsyncIterator[Payload | NotAcceptable] | AsyncIterator[Payload],
     writer: MultipartWriter,
     content_type: str,
     url: str,
 ) -> AsyncIterator[bytes]:
-    turn = iter(numbers)
+    turn = iter(wanted)
     async for payload in payloads:
         location = f"{url}/{next(turn)}"
         if isinstance(payload, NotAcceptable):

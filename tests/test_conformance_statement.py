@@ -187,6 +187,13 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("read_latest_change", 304): lambda s: s.client.get("/v2/changefeed/latest", headers=HELD),
     ("read_latest_change", 400): lambda s: s.client.get("/v2/changefeed/latest?includeMetadata=maybe"),
     ("read_latest_change", 406): lambda s: s.client.get("/v2/changefeed/latest", headers=NO_SUCH_TYPE),
+    ("rendered", 200): lambda s: s.get("/frames/1/rendered", accept="image/png"),
+    ("rendered", 206): lambda s: s.get("/frames/1/rendered", range="bytes=0-3"),
+    ("rendered", 304): lambda s: s.get("/thumbnail", **{"if-none-match": "*"}),
+    ("rendered", 400): lambda s: s.get("/rendered?quality=0"),
+    ("rendered", 404): lambda s: s.get("/frames/9/rendered"),
+    ("rendered", 406): lambda s: s.get("/rendered", accept="text/html"),
+    ("rendered", 416): lambda s: s.get("/frames/1/rendered", range="bytes=9999999-"),
     ("health", 200): lambda s: s.client.get("/health/check"),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }
@@ -230,7 +237,7 @@ def test_a_new_server_has_an_empty_feed_and_one_in_azure_serves_nobody(start_ser
 
 def test_a_wrong_method_or_path_is_404(stored: Stored) -> None:
     assert stored.client.patch(stored.path).status_code == 404
-    assert stored.client.get(f"{stored.path}/rendered").status_code == 404
+    assert stored.client.get(f"{stored.path}/renderings").status_code == 404
     assert stored.client.get("/v2/workitems").status_code == 404
 
 

@@ -40,6 +40,14 @@ PATHS = {
     ("DELETE", f"studies/{INSTANCE}"): "delete_instance",
     ("GET", f"studies/{INSTANCE}/metadata"): "retrieve_instance_metadata",
     ("GET", f"studies/{INSTANCE}/frames/1,2"): "retrieve_frames",
+    ("GET", f"studies/{STUDY}/rendered"): "render_study",
+    ("GET", f"studies/{SERIES}/rendered"): "render_series",
+    ("GET", f"studies/{INSTANCE}/rendered"): "render_instance",
+    ("GET", f"studies/{INSTANCE}/frames/1,2/rendered"): "render_frames",
+    ("GET", f"studies/{STUDY}/thumbnail"): "study_thumbnail",
+    ("GET", f"studies/{SERIES}/thumbnail"): "series_thumbnail",
+    ("GET", f"studies/{INSTANCE}/thumbnail"): "instance_thumbnail",
+    ("GET", f"studies/{INSTANCE}/frames/1,2/thumbnail"): "frames_thumbnail",
     ("GET", f"studies/{INSTANCE}/bulkdata/7FE00010"): "retrieve_bulkdata",
 }
 """Of the Studies service, relative to its base."""

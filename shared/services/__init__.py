@@ -18,6 +18,7 @@ _MODULES = frozenset(
         "ingest",
         "metadata",
         "reindex",
+        "rendered",
         "retrieve",
         "search",
         "store",

@@ -25,7 +25,7 @@ from shared.blobs.store import BLOCK, BlobNotFound
 from shared.dicom import convert, frames
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.dicom.part10 import BULKDATA_PREFIX, META_LIMIT, BulkData
-from shared.dicom.transfer_syntaxes import EXPLICIT_BE, is_deflated
+from shared.dicom.transfer_syntaxes import EXPLICIT_BE, EXPLICIT_LE, is_deflated
 from shared.errors import NotAcceptable, NotFound
 from shared.services import packs
 from shared.sql import instances
@@ -448,6 +448,17 @@ async def _cut(
         buffer, base = buffer[used:], base + used
     if waiting:
         raise NotFound("The metadata has just been deleted.")
+
+
+async def read_document(stored: StoredInstance) -> dict[str, Any]:
+    """The metadata of an instance; a BulkDataURI in it is ``/`` and the path of the value."""
+    document: dict[str, Any] = orjson.loads(await _read_record(stored, 0, stored.place.document_length))
+    return document
+
+
+def little_endian(stored: StoredInstance) -> str:
+    """The syntax in which to read frames so that words are little endian."""
+    return EXPLICIT_LE if stored.transfer_syntax == EXPLICIT_BE else stored.transfer_syntax
 
 
 def with_urls(document: bytes, key: InstanceKey, root: str) -> bytes:

@@ -1,0 +1,133 @@
+"""Rendered resources and thumbnails (PS3.18 §10.4.1.1.3, §10.4.1.1.4): images of 8 bits, ready to be seen."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
+
+from functions import frames, http, routes, single_part
+from shared import services
+from shared.dicom.render import Options, thumbnail_options
+from shared.errors import NotAcceptable
+from shared.web import rendering, urls
+from shared.web.multipart import MultipartWriter
+
+if TYPE_CHECKING:
+    from shared.sql.instances import StoredInstance
+
+blueprint = func.Blueprint()
+
+Images = Sequence[tuple["StoredInstance", Sequence[int]]]
+"""Instances, and the numbers of their frames to render."""
+
+
+@http.route(blueprint, routes.STUDY_RENDERED, ["GET", "HEAD"])
+async def render_study(request: Request) -> Response:
+    """Images of all instances of a study."""
+    return await _rendered(request)
+
+
+@http.route(blueprint, routes.SERIES_RENDERED, ["GET", "HEAD"])
+async def render_series(request: Request) -> Response:
+    """Images of all instances of a series."""
+    return await _rendered(request)
+
+
+@http.route(blueprint, routes.INSTANCE_RENDERED, ["GET", "HEAD"])
+async def render_instance(request: Request) -> Response:
+    """Images of all frames of an instance."""
+    return await _rendered(request)
+
+
+@http.route(blueprint, routes.FRAMES_RENDERED, ["GET", "HEAD"])
+async def render_frames(request: Request) -> Response:
+    """Images of frames of an instance, in the order of the list."""
+    return await _rendered(request)
+
+
+@http.route(blueprint, routes.STUDY_THUMBNAIL, ["GET", "HEAD"])
+async def study_thumbnail(request: Request) -> Response:
+    """A small image that stands for a study."""
+    return await _thumbnail(request)
+
+
+@http.route(blueprint, routes.SERIES_THUMBNAIL, ["GET", "HEAD"])
+async def series_thumbnail(request: Request) -> Response:
+    """A small image that stands for a series."""
+    return await _thumbnail(request)
+
+
+@http.route(blueprint, routes.INSTANCE_THUMBNAIL, ["GET", "HEAD"])
+async def instance_thumbnail(request: Request) -> Response:
+    """A small image of the middle frame of an instance."""
+    return await _thumbnail(request)
+
+
+@http.route(blueprint, routes.FRAMES_THUMBNAIL, ["GET", "HEAD"])
+async def frames_thumbnail(request: Request) -> Response:
+    """A small image of the first frame of the list."""
+    return await _thumbnail(request)
+
+
+async def _rendered(request: Request) -> Response:
+    resource = http.resource(request)
+    options = rendering.parse_options(request.query_params.multi_items(), thumbnail=False)
+    numbers = frames.numbers(request.path_params["frames"]) if "frames" in request.path_params else None
+    found = services.rendered.renderable(await services.retrieve.find(resource))
+    images: Images = [(s, numbers or range(1, s.number_of_frames + 1)) for s in found]
+    return await _respond(request, images, options)
+
+
+async def _thumbnail(request: Request) -> Response:
+    resource = http.resource(request)
+    asked = rendering.parse_options(request.query_params.multi_items(), thumbnail=True)
+    numbers = frames.numbers(request.path_params["frames"]) if "frames" in request.path_params else None
+    stored, number = services.rendered.representative(await services.retrieve.find(resource))
+    images: Images = [(stored, numbers[:1] if numbers else [number])]
+    return await _respond(request, images, thumbnail_options(asked, services.rendered.THUMBNAIL_SIDE))
+
+
+async def _respond(request: Request, images: Images, options: Options) -> Response:
+    count = sum(len(numbers) for _, numbers in images)
+    media_type, multipart = rendering.choose(http.accepted(request), count)
+    root = http.service_root(request, images[0][0].key.partition)
+    if count == 1:
+        ((stored, numbers),) = images
+        location = f"{urls.instance_url(root, stored.key)}/frames/{numbers[0]}/rendered"
+        digest = services.retrieve.digest([stored], f"{location} {media_type} {options}")
+        if not multipart and http.not_modified(request, f'"{digest}"'):
+            return Response(status_code=304, headers={"ETag": f'"{digest}"', "Vary": "Accept"})
+        image = await anext(services.rendered.render_frames(stored, numbers, media_type, options))
+        payload = services.retrieve.in_memory(image)
+        return await single_part.respond(request, payload, media_type, digest, location if multipart else "")
+    boundary = secrets.token_hex(16)
+    parts = _parts(images, media_type, options, MultipartWriter(boundary), root)
+    content_type = f'multipart/related; type="{media_type}"; boundary={boundary}'
+    return StreamingResponse(await http.primed(parts), media_type=content_type)
+
+
+async def _parts(
+    images: Images, media_type: str, options: Options, writer: MultipartWriter, root: str
+) -> AsyncIterator[bytes]:
+    """The images; of several instances those that can be rendered. Raises NotAcceptable where none can."""
+    made, reason = 0, NotAcceptable("There is no image here that can be rendered.")
+    for stored, numbers in images:
+        turn = iter(numbers)
+        url = f"{urls.instance_url(root, stored.key)}/frames"
+        try:
+            async for image in services.rendered.render_frames(stored, numbers, media_type, options):
+                yield (
+                    writer.begin(media_type, len(image), f"{url}/{next(turn)}/rendered") + image + writer.end
+                )
+                made += 1
+        except NotAcceptable as error:
+            if len(images) == 1:
+                raise
+            reason = error
+    if not made:
+        raise reason
+    yield writer.close()

@@ -1,0 +1,86 @@
+"""Rendered frames and thumbnails (PS3.18 §10.4.1.1.3, §10.4.1.1.4): one image at a time, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from shared.dicom import render
+from shared.dicom.pixel_data import DECODABLE, LARGEST_FRAME
+from shared.errors import InvalidRequest, NotAcceptable
+from shared.services import retrieve
+from shared.sql.instances import StoredInstance
+
+THUMBNAIL_SIDE = 128
+_LARGEST_TABLE = 16 * 1024 * 1024
+
+
+def renderable(found: Sequence[StoredInstance]) -> list[StoredInstance]:
+    """Those that have frames this server decodes. Raises NotAcceptable where there is none."""
+    usable = [s for s in found if s.number_of_frames and s.transfer_syntax in DECODABLE]
+    if not usable:
+        raise NotAcceptable("There is no image here that can be rendered.")
+    return usable
+
+
+def representative(found: Sequence[StoredInstance]) -> tuple[StoredInstance, int]:
+    """The instance and frame a thumbnail shows: the middle one of the middle instance that has frames."""
+    usable = renderable(found)
+    stored = usable[len(usable) // 2]
+    return stored, (stored.number_of_frames + 1) // 2
+
+
+async def render_frames(
+    stored: StoredInstance, numbers: Sequence[int], media_type: str, options: render.Options
+) -> AsyncIterator[bytes]:
+    """Images of the frames, in the order asked for; the metadata is read once.
+
+    Raises NotFound for frames that are not there, NotAcceptable for what cannot be rendered and
+    InvalidRequest for a region outside the image.
+    """
+    renderable([stored])
+    document = await _document(stored)
+    turn = iter(numbers)
+    async for payload in retrieve.read_frames(stored, numbers, retrieve.little_endian(stored)):
+        frame = await _held(payload)
+        yield await asyncio.to_thread(_image, frame, document, next(turn), stored, media_type, options)
+
+
+def _image(
+    frame: bytes,
+    document: dict[str, Any],
+    number: int,
+    stored: StoredInstance,
+    media_type: str,
+    options: render.Options,
+) -> bytes:
+    try:
+        pixels = render.render(frame, document, number, stored.transfer_syntax, options)
+    except render.EmptyRegion as error:
+        raise InvalidRequest(str(error)) from error
+    except ValueError as error:
+        reason = str(error) if str(error).endswith(".") else "The image cannot be rendered."
+        raise NotAcceptable(reason) from error
+    return render.encode(pixels, media_type, options.quality)
+
+
+async def _document(stored: StoredInstance) -> dict[str, Any]:
+    document = await retrieve.read_document(stored)
+    for element in render.binary_elements(document):
+        payload = await retrieve.read_bulkdata(stored, element["BulkDataURI"].lstrip("/"))
+        if payload.length is None or payload.length > _LARGEST_TABLE:
+            raise NotAcceptable("A lookup table or an overlay of the image is too large to be rendered.")
+        element["Bytes"] = b"".join([chunk async for chunk in payload.chunks])
+    return document
+
+
+async def _held(payload: retrieve.Payload) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for chunk in payload.chunks:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > LARGEST_FRAME:
+            raise NotAcceptable(f"A frame has more than {LARGEST_FRAME} bytes and is not rendered.")
+    return b"".join(pieces)
