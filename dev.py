@@ -26,6 +26,7 @@ from pathlib import Path
 from devhost.azurite import PORTS, Azurite, Installation, free_ports, is_free
 from devhost.settings import local_values
 from devhost.setup import Environment, Problem, Screen, ensure_writable, exclusive
+from devhost.viewer import Package
 
 ROOT = Path(__file__).resolve().parent
 START_SECONDS = 90
@@ -57,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--workers", type=int, default=2, help="worker processes (default %(default)s)")
     command.add_argument("--demo", action="store_true", help="upload sample studies")
+    command.add_argument(
+        "--no-viewer", dest="viewer", action="store_false", help="without the OHIF viewer at /viewer"
+    )
     command.set_defaults(action=run)
 
     command = commands.add_parser(
@@ -92,11 +96,17 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         raise Problem(f"Port {options.port} is in use; choose another one with --port.")
     ensure_writable(options.data.resolve())
     python = _set_up(azurite=True)
+    viewer = _viewer(python) if options.viewer else {}
     print("Starting storage and server ...", flush=True)
-    with _storage(options.data.resolve()) as environment, _server(python, options, environment) as server:
+    with (
+        _storage(options.data.resolve()) as environment,
+        _server(python, options, {**environment, **viewer}) as server,
+    ):
         url = f"http://127.0.0.1:{options.port}"
         _wait_until_healthy(server, url)
         print(f"\nDICOMweb   {url}/v2\nHealth     {url}/health/check\nOpenAPI    {url}/v2/openapi.json")
+        if viewer:
+            print(f"Viewer     {url}/viewer")
         print(f"State      {options.data}\nCtrl-C stops the server.", flush=True)
         try:
             if options.demo:
@@ -149,6 +159,17 @@ def _set_up(*, azurite: bool) -> str:
     if azurite:
         Installation(ROOT / ".dev").ensure(screen.run, str(environment.python))
     return str(environment.python)
+
+
+def _viewer(python: str) -> dict[str, str]:
+    """Fetch the viewer on first use; the environment that makes the host serve it, empty when it cannot."""
+    package = Package(ROOT / ".dev")
+    try:
+        package.ensure(Screen(ROOT / ".dev" / "logs"), Installation(ROOT / ".dev"), python)
+    except Problem as problem:
+        print(f"The server runs without its viewer: {problem}", file=sys.stderr)
+        return {}
+    return {"DEVHOST_VIEWER": str(package.files)}
 
 
 @contextlib.contextmanager

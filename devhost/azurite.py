@@ -50,18 +50,23 @@ class Installation:
         """Install what is missing, with the pip of ``python`` or with npm. Raises Problem."""
         if self._installed():
             return
-        node = _machine_node()
-        if node is None or shutil.which("npm") is None:
-            node = self._packaged_node() or self._install_node(run, python)
+        npm, environment = self.npm(run, python)
         self._azurite_folder.mkdir(parents=True, exist_ok=True)
         (self._azurite_folder / "package.json").write_text('{"private": true}\n')
-        environment = {**_machine_certificates(), **os.environ}
-        environment["PATH"] = os.pathsep.join((str(Path(node).parent), environment.get("PATH", "")))
-        command = [*self._npm(node), "install", "--prefix", str(self._azurite_folder), f"azurite@{VERSION}"]
+        command = [*npm, "install", "--prefix", str(self._azurite_folder), f"azurite@{VERSION}"]
         run("Installing Azurite", [*command, "--no-fund", "--no-audit", "--loglevel=error"], environment)
         if not self.script.exists():
             raise Problem("npm installed Azurite, but not where it is expected.")
         self._stamp.write_text(VERSION)
+
+    def npm(self, run: Run, python: str) -> tuple[list[str], dict[str, str]]:
+        """The command of npm and its environment; installs Node where there is none. Raises Problem."""
+        node = _machine_node()
+        if node is None or shutil.which("npm") is None:
+            node = self._packaged_node() or self._install_node(run, python)
+        environment = {**_machine_certificates(), **os.environ}
+        environment["PATH"] = os.pathsep.join((str(Path(node).parent), environment.get("PATH", "")))
+        return self._npm(node), environment
 
     def _installed(self) -> bool:
         if self.node() is None or not self.script.exists():

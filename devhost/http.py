@@ -6,6 +6,7 @@ types of azurefunctions-extensions-http-fastapi) and its Starlette response is s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -18,6 +19,7 @@ from devhost import arguments
 from devhost.app import Function
 from devhost.routing import Router, decode_path
 from devhost.settings import HostSettings
+from devhost.viewer import Viewer
 
 log = logging.getLogger("devhost.http")
 
@@ -29,6 +31,7 @@ class HttpApp:
         self._functions = {function.name: function for function in functions}
         self._settings = settings
         self._router = Router()
+        self._viewer = Viewer(settings.viewer) if settings.viewer else None
         prefix = f"{settings.route_prefix}/" if settings.route_prefix else ""
         for function in functions:
             if function.trigger == "httpTrigger":
@@ -62,7 +65,8 @@ class HttpApp:
             return
         found = self._router.match(method, path)
         if found is None:
-            await Response(status_code=404)(scope, body.receive, answer.send)
+            page = await asyncio.to_thread(self._viewer.answer, path, scope) if self._viewer else None
+            await (page or Response(status_code=404))(scope, body.receive, answer.send)
             return
         name, values = found
         scope["path_params"] = values

@@ -50,6 +50,7 @@ class HostSettings:
     log_level: str = "INFO"
     queues: Queues = Queues()
     blobs: Blobs = Blobs()
+    viewer: Path | None = None
 
 
 def load(root: Path) -> HostSettings:
@@ -85,6 +86,7 @@ def load(root: Path) -> HostSettings:
             max_degree_of_parallelism=int(blobs.get("maxDegreeOfParallelism", 8)),
             poison_blob_threshold=int(blobs.get("poisonBlobThreshold", 5)),
         ),
+        viewer=Path(os.environ["DEVHOST_VIEWER"]) if os.environ.get("DEVHOST_VIEWER") else None,
     )
 
 
