@@ -12,7 +12,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 from functions import frames, http, routes, single_part
 from shared import services
 from shared.dicom.render import Options, thumbnail_options
-from shared.errors import NotAcceptable
+from shared.errors import DicomServerError
 from shared.web import rendering, urls
 from shared.web.multipart import MultipartWriter
 
@@ -100,8 +100,10 @@ async def _respond(request: Request, images: Images, options: Options) -> Respon
         location = f"{urls.instance_url(root, stored.key)}/frames/{numbers[0]}/rendered"
         digest = services.retrieve.digest([stored], f"{location} {media_type} {options}")
         if not multipart and http.not_modified(request, f'"{digest}"'):
-            return Response(status_code=304, headers={"ETag": f'"{digest}"', "Vary": "Accept"})
+            return Response(status_code=304, headers=single_part.validators(digest))
         image = await anext(services.rendered.render_frames(stored, numbers, media_type, options))
+        if isinstance(image, DicomServerError):
+            raise image
         payload = services.retrieve.in_memory(image)
         return await single_part.respond(request, payload, media_type, digest, location if multipart else "")
     boundary = secrets.token_hex(16)
@@ -113,21 +115,21 @@ async def _respond(request: Request, images: Images, options: Options) -> Respon
 async def _parts(
     images: Images, media_type: str, options: Options, writer: MultipartWriter, root: str
 ) -> AsyncIterator[bytes]:
-    """The images; of several instances those that can be rendered. Raises NotAcceptable where none can."""
-    made, reason = 0, NotAcceptable("There is no image here that can be rendered.")
+    """The images; in the place of one that cannot be made is a problem."""
     for stored, numbers in images:
-        turn = iter(numbers)
         url = f"{urls.instance_url(root, stored.key)}/frames"
+        turn = iter(numbers)
         try:
             async for image in services.rendered.render_frames(stored, numbers, media_type, options):
-                yield (
-                    writer.begin(media_type, len(image), f"{url}/{next(turn)}/rendered") + image + writer.end
-                )
-                made += 1
-        except NotAcceptable as error:
+                yield _part(writer, media_type, image, f"{url}/{next(turn)}/rendered")
+        except DicomServerError as error:
             if len(images) == 1:
                 raise
-            reason = error
-    if not made:
-        raise reason
+            yield _part(writer, media_type, error, urls.instance_url(root, stored.key))
     yield writer.close()
+
+
+def _part(writer: MultipartWriter, media_type: str, image: bytes | DicomServerError, location: str) -> bytes:
+    if isinstance(image, DicomServerError):
+        media_type, image = http.PROBLEM_JSON, http.problem_part(str(image))
+    return writer.begin(media_type, len(image), location) + image + writer.end

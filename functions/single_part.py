@@ -29,8 +29,8 @@ async def respond(
         digest = sha256(f"multipart {digest}".encode()).hexdigest()[:32]
         payload = _multipart(payload, MultipartWriter(digest), content_type, location)
         content_type = f'multipart/related; type="{content_type.partition(";")[0]}"; boundary={digest}'
-    etag = f'"{digest}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept"}
+    headers = validators(digest)
+    etag = headers["ETag"]
     if http.not_modified(request, etag):
         return Response(status_code=304, headers=headers)
     headers |= {"Content-Type": content_type, **http.content_length(payload.length)}
@@ -47,6 +47,11 @@ async def respond(
     headers["Content-Range"] = ranges.content_range(*wanted, payload.length)
     headers["Content-Length"] = str(wanted[1])
     return StreamingResponse(await http.primed(payload.cut(*wanted)), status_code=206, headers=headers)
+
+
+def validators(digest: str) -> dict[str, str]:
+    """Headers by which a client may keep the body that ``digest`` identifies."""
+    return {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache", "Vary": "Accept"}
 
 
 def _multipart(payload: Payload, writer: MultipartWriter, content_type: str, location: str) -> Payload:

@@ -84,7 +84,7 @@ def test_zstd_stays_within_the_window_of_browsers() -> None:
 @pytest.fixture(scope="module")
 def study(server: Server) -> tuple[Partition, str]:
     archive = Partition(server)
-    (path,) = archive.keep(make_file(ImageComments="c" * 3000))
+    path, *_ = archive.keep(*(make_file(ImageComments="c" * 3000) for _ in range(5)))
     return archive, path
 
 

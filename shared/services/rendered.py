@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
+from functools import cache
 from typing import Any
 
 from shared.dicom import render
 from shared.dicom.pixel_data import DECODABLE, LARGEST_FRAME
-from shared.errors import InvalidRequest, NotAcceptable
+from shared.errors import DicomServerError, InvalidRequest, NotAcceptable
 from shared.services import retrieve
 from shared.sql.instances import StoredInstance
 
@@ -33,18 +35,32 @@ def representative(found: Sequence[StoredInstance]) -> tuple[StoredInstance, int
 
 async def render_frames(
     stored: StoredInstance, numbers: Sequence[int], media_type: str, options: render.Options
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[bytes | DicomServerError]:
     """Images of the frames, in the order asked for; the metadata is read once.
 
-    Raises NotFound for frames that are not there, NotAcceptable for what cannot be rendered and
-    InvalidRequest for a region outside the image.
+    In the place of a frame that cannot be rendered is why: NotAcceptable, or InvalidRequest for a region
+    outside the image. Raises NotFound for frames that are not there, and NotAcceptable where nothing of the
+    instance can be rendered.
     """
     renderable([stored])
     document = await _document(stored)
     turn = iter(numbers)
     async for payload in retrieve.read_frames(stored, numbers, retrieve.little_endian(stored)):
-        frame = await _held(payload)
-        yield await asyncio.to_thread(_image, frame, document, next(turn), stored, media_type, options)
+        number = next(turn)
+        try:
+            frame = await _held(payload)
+            async with _turns():
+                image = await asyncio.to_thread(_image, frame, document, number, stored, media_type, options)
+        except (InvalidRequest, NotAcceptable) as error:
+            yield error
+        else:
+            yield image
+
+
+@cache
+def _turns() -> asyncio.Semaphore:
+    """A frame takes several times its size while it is rendered, so only so many are at once."""
+    return asyncio.Semaphore(os.cpu_count() or 1)
 
 
 def _image(

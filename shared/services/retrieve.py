@@ -450,12 +450,6 @@ async def _cut(
         raise NotFound("The metadata has just been deleted.")
 
 
-async def read_document(stored: StoredInstance) -> dict[str, Any]:
-    """The metadata of an instance; a BulkDataURI in it is ``/`` and the path of the value."""
-    document: dict[str, Any] = orjson.loads(await _read_record(stored, 0, stored.place.document_length))
-    return document
-
-
 def little_endian(stored: StoredInstance) -> str:
     """The syntax in which to read frames so that words are little endian."""
     return EXPLICIT_LE if stored.transfer_syntax == EXPLICIT_BE else stored.transfer_syntax
