@@ -36,7 +36,6 @@ COLOURS = (
     "SC_rgb_dcmtk_+eb+cr.dcm",
     "SC_ybr_full_uncompressed.dcm",
     "US1_UNCR.dcm",
-    "color-pl.dcm",
 )
 """Syntaxes that dcmtk decodes: JPEG 2000 is none of them."""
 
