@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -76,11 +77,13 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def demo_files() -> list[Path]:
-    """A few of the files packaged with pydicom: several modalities and transfer syntaxes."""
+def demo_files(folder: Path) -> list[Path]:
+    """Studies made into ``folder``, and a few of pydicom's files: several modalities and syntaxes."""
     from pydicom.data import get_testdata_file
 
-    return [Path(str(get_testdata_file(name, download=False))) for name in _DEMO]
+    from devhost import demo
+
+    return demo.write(folder) + [Path(str(get_testdata_file(name, download=False))) for name in _DEMO]
 
 
 def describe(path: Path) -> File:
@@ -289,10 +292,11 @@ def main() -> int:
     options = parser.parse_args()
     console = Console()
     try:
-        paths = find_files(options.paths) + (demo_files() if options.demo else [])
-        if not paths:
-            parser.error("no files were given or found")
-        return load(paths, options.url, max(1, options.concurrency), console)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = find_files(options.paths) + (demo_files(Path(folder)) if options.demo else [])
+            if not paths:
+                parser.error("no files were given or found")
+            return load(paths, options.url, max(1, options.concurrency), console)
     except httpx.ConnectError:
         print(f"No server answers at {options.url}; start one with `python3 dev.py run`.", file=sys.stderr)
     except OSError as error:
