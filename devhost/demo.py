@@ -14,6 +14,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     UltrasoundMultiFrameImageStorage,
     VLPhotographicImageStorage,
+    generate_uid,
 )
 
 Array = np.ndarray[Any, Any]
@@ -44,7 +45,7 @@ def _datasets() -> Iterator[Dataset]:
 
 def uid(*names: object) -> str:
     """The UID of a study, by its name, or of what else ``names`` say."""
-    return str(generateuid(entropy_srcs=["demo", *map(str, names)]))
+    return str(generate_uid(entropy_srcs=["demo", *map(str, names)]))
 
 
 def _dataset(sop_class: str, study: str, modality: str, instance: int = 1, **attributes: Any) -> Dataset:

@@ -212,8 +212,14 @@ def test_load_without_a_server_is_one_sentence(folder: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_demo_files_are_packaged() -> None:
-    assert all(path.is_file() for path in load.demo_files())
+def test_sample_studies_are_the_same_every_time(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = load.demo_files(tmp_path / "a"), load.demo_files(tmp_path / "b")
+    assert all(path.is_file() for path in first)
+    uids = [load.describe(path).uid for path in first]
+    assert uids == [load.describe(path).uid for path in second]
+    assert len(set(uids)) == len(uids)
 
 
 # --- a server's life -------------------------------------------------------------------------------

@@ -92,9 +92,8 @@ def seen(browser: webdriver.Chrome) -> np.ndarray:
 
 
 def shown(browser: webdriver.Chrome) -> bool:
-    return (
-        bool(browser.find_elements(By.CSS_SELECTOR, "canvas.cornerstone-canvas")) and seen(browser).std() > 10
-    )
+    there = browser.find_elements(By.CSS_SELECTOR, "canvas.cornerstone-canvas")
+    return bool(there) and seen(browser).std() > 10
 
 
 def requested(browser: webdriver.Chrome) -> tuple[set[str], list[str]]:
