@@ -116,7 +116,7 @@ def test_the_sample_studies_are_listed_opened_and_scrolled(viewer: Server, brows
     browser.get(f"{viewer.url}/viewer")
     until(browser, lambda: all(name in text(browser) for name in PATIENTS), "the list of studies")
 
-    browser.get(f"{viewer.url}/viewer/viewer?StudyInstanceUIDs={demo._uid('CT Chest')}")
+    browser.get(f"{viewer.url}/viewer/viewer?StudyInstanceUIDs={demo.uid('CT Chest')}")
     until(browser, lambda: shown(browser), "an image of the CT")
     for tour in browser.find_elements(By.XPATH, "//*[text()='Skip all']"):
         tour.click()
@@ -138,6 +138,6 @@ def test_the_sample_studies_are_listed_opened_and_scrolled(viewer: Server, brows
 
 @pytest.mark.parametrize("study", ["US Cine", "Photograph"])
 def test_a_colour_study_is_seen(viewer: Server, browser: webdriver.Chrome, study: str) -> None:
-    browser.get(f"{viewer.url}/viewer/viewer?StudyInstanceUIDs={demo._uid(study)}")
+    browser.get(f"{viewer.url}/viewer/viewer?StudyInstanceUIDs={demo.uid(study)}")
     until(browser, lambda: shown(browser), study)
     assert requested(browser)[1] == []
