@@ -108,9 +108,14 @@ def frames(ranges: Sequence[MediaRange], stored: str, count: int) -> Representat
     )
 
 
-def bulkdata(ranges: Sequence[MediaRange]) -> Representation:
-    """For bulk data, which comes as octets, multipart or not as asked. Raises NotAcceptable."""
+def bulkdata(ranges: Sequence[MediaRange], own_type: str = "") -> Representation:
+    """For bulk data: its own media type where it has one, else octets; multipart or not as asked.
+
+    Raises NotAcceptable.
+    """
     for given in ranges:
+        if own_type and matches(given.media_type, own_type):
+            return Representation(given.multipart, own_type)
         if matches(given.media_type, OCTET_STREAM):
             return Representation(given.multipart, OCTET_STREAM)
     raise NotAcceptable("Bulk data is available as application/octet-stream.")
