@@ -16,10 +16,13 @@ blueprint = func.Blueprint()
 async def retrieve_bulkdata(request: Request) -> Response:
     """One value, multipart or alone."""
     resource = http.resource(request)
-    chosen = negotiate.bulkdata(http.accepted(request))
     (stored,) = await services.retrieve.find(resource)
     path = request.path_params["path"]
+    own_type, length = await services.retrieve.own_media_type(stored, path)
+    chosen = negotiate.bulkdata(http.accepted(request), own_type)
     payload = await services.retrieve.read_bulkdata(stored, path)
+    if chosen.media_type == own_type:
+        payload = services.retrieve.without_padding(payload, length)
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/bulkdata/{path}"
     digest = services.retrieve.digest([stored], f"{url} {chosen.media_type}")
     location = url if chosen.multipart else ""

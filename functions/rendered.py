@@ -12,11 +12,13 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 from functions import frames, http, routes, single_part
 from shared import services
 from shared.dicom.render import Options, thumbnail_options
-from shared.errors import DicomServerError
+from shared.errors import DicomServerError, NotAcceptable
 from shared.web import rendering, urls
+from shared.web.accept import matches
 from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
+    from shared.services.retrieve import Payload
     from shared.sql.instances import StoredInstance
 
 blueprint = func.Blueprint()
@@ -77,9 +79,23 @@ async def _rendered(request: Request) -> Response:
     resource = http.resource(request)
     options = rendering.parse_options(request.query_params.multi_items(), thumbnail=False)
     numbers = frames.numbers(request.path_params["frames"]) if "frames" in request.path_params else None
-    found = services.rendered.renderable(await services.retrieve.find(resource))
+    found = await services.retrieve.find(resource)
+    document = await services.rendered.read_document(found[0]) if len(found) == 1 and not numbers else None
+    if document:
+        return await _document(request, found[0], *document)
+    found = services.rendered.renderable(found)
     images: Images = [(s, numbers or range(1, s.number_of_frames + 1)) for s in found]
     return await _respond(request, images, options)
+
+
+async def _document(request: Request, stored: StoredInstance, media_type: str, payload: Payload) -> Response:
+    """What is rendered as it is: an encapsulated document or a video."""
+    chosen = next((given for given in http.accepted(request) if matches(given.media_type, media_type)), None)
+    if chosen is None:
+        raise NotAcceptable(f"The instance is rendered as {media_type}.")
+    url = f"{urls.instance_url(http.service_root(request, stored.key.partition), stored.key)}/rendered"
+    digest = services.retrieve.digest([stored], f"{url} {media_type}")
+    return await single_part.respond(request, payload, media_type, digest, url if chosen.multipart else "")
 
 
 async def _thumbnail(request: Request) -> Response:

@@ -33,6 +33,8 @@ async def respond(
     etag = headers["ETag"]
     if http.not_modified(request, etag):
         return Response(status_code=304, headers=headers)
+    if content_type == "text/xml":  # a browser would run the scripts of a stored document
+        headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
     headers |= {"Content-Type": content_type, **http.content_length(payload.length)}
     if payload.cut is not None and payload.length is not None:
         headers["Accept-Ranges"] = "bytes"

@@ -62,3 +62,44 @@ def test_a_wrong_parameter_is_400(client: httpx.Client, query: str) -> None:
 
 def test_a_corrupt_codestream_is_406(client: httpx.Client) -> None:
     assert put(client, encapsulated=True).get("/rendered").status_code == 406
+
+
+PDF = b"%PDF-1.4\n" + b"x" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("stated", "data"),
+    [
+        ("application/pdf", PDF),
+        ("application/pdf", PDF[:101]),
+        ("text/xml", b"<a/>"),
+        ("model/stl", PDF[:99]),
+    ],
+)
+def test_a_document_is_rendered_as_itself(client: httpx.Client, stated: str, data: bytes) -> None:
+    stored = put(
+        client,
+        frames=0,
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.104.1",
+        MIMETypeOfEncapsulatedDocument=stated,
+        EncapsulatedDocument=data + b"\0" * (len(data) % 2),
+        EncapsulatedDocumentLength=len(data),
+    )
+    whole = stored.get("/rendered")
+    assert (whole.status_code, whole.content) == (200, data)
+    assert whole.headers["content-type"] == stated
+    assert ("sandbox" in whole.headers.get("content-security-policy", "")) == (stated == "text/xml")
+    part = stored.get("/rendered", range="bytes=1-3")
+    assert (part.status_code, part.content) == (206, data[1:4])
+    assert stored.get("/rendered", accept="image/jpeg").status_code == 406
+    assert stored.get("/thumbnail").status_code == 406
+
+
+def test_a_page_of_html_is_not_rendered(client: httpx.Client) -> None:
+    stored = put(
+        client,
+        frames=0,
+        MIMETypeOfEncapsulatedDocument="text/html",
+        EncapsulatedDocument=b"<script>1</script>",
+    )
+    assert stored.get("/rendered").status_code == 406

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from typing import Any
 
 from shared.dicom import render
+from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA
 from shared.dicom.pixel_data import DECODABLE, LARGEST_FRAME
+from shared.dicom.transfer_syntaxes import is_video
 from shared.errors import DicomServerError, InvalidRequest, NotAcceptable
 from shared.services import retrieve
+from shared.services.retrieve import Payload
 from shared.sql.instances import StoredInstance
 
 THUMBNAIL_SIDE = 128
@@ -31,6 +35,23 @@ def representative(found: Sequence[StoredInstance]) -> tuple[StoredInstance, int
     usable = renderable(found)
     stored = usable[len(usable) // 2]
     return stored, (stored.number_of_frames + 1) // 2
+
+
+async def read_document(stored: StoredInstance) -> tuple[str, Payload] | None:
+    """An encapsulated document or a video and its own media type; None where the instance is neither."""
+    video = is_video(stored.transfer_syntax)
+    if stored.number_of_frames and not video:
+        return None
+    path = PIXEL_DATA if video else ENCAPSULATED_DOCUMENT
+    media_type, length = await retrieve.own_media_type(stored, path)
+    if not media_type:
+        return None
+    inline = {} if video else (await retrieve.read_document(stored)).get(path, {})
+    if "InlineBinary" in inline:
+        payload = retrieve.in_memory(base64.b64decode(inline["InlineBinary"]))
+    else:
+        payload = await retrieve.read_bulkdata(stored, path)
+    return media_type, retrieve.without_padding(payload, length)
 
 
 async def render_frames(
@@ -91,7 +112,7 @@ async def _document(stored: StoredInstance) -> dict[str, Any]:
     return document
 
 
-async def _held(payload: retrieve.Payload) -> bytes:
+async def _held(payload: Payload) -> bytes:
     pieces: list[bytes] = []
     size = 0
     async for chunk in payload.chunks:

@@ -23,9 +23,10 @@ from shared import container
 from shared.blobs import names
 from shared.blobs.store import BLOCK, BlobNotFound
 from shared.dicom import convert, frames
+from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA, document_media_type
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.dicom.part10 import BULKDATA_PREFIX, META_LIMIT, BulkData
-from shared.dicom.transfer_syntaxes import EXPLICIT_BE, EXPLICIT_LE, is_deflated
+from shared.dicom.transfer_syntaxes import EXPLICIT_BE, EXPLICIT_LE, is_deflated, is_video, media_type
 from shared.errors import NotAcceptable, NotFound
 from shared.services import packs
 from shared.sql import instances
@@ -594,6 +595,28 @@ async def read_bulkdata(stored: StoredInstance, path: str) -> Payload:
         size = await _word_size(stored, entry) if pixels else convert.word_size(entry.vr, 0)
     chunks = _swapped(_dataset(stored, entry.offset, entry.length), size)
     return Payload(entry.length, chunks, _cut_of_dataset(stored, entry.offset, entry.length, size))
+
+
+async def own_media_type(stored: StoredInstance, path: str) -> tuple[str, int | None]:
+    """Media type that the bulk data at ``path`` has by itself, and its length without padding if stated.
+
+    The type is empty where it is octets only: all but videos and encapsulated documents.
+    """
+    if path == PIXEL_DATA and is_video(stored.transfer_syntax):
+        return media_type(stored.transfer_syntax), None
+    if path != ENCAPSULATED_DOCUMENT:
+        return "", None
+    document = await read_document(stored)
+    (stated, *_) = document.get("00420012", {}).get("Value") or [""]
+    (length, *_) = document.get("00420015", {}).get("Value") or [None]
+    return document_media_type(stated), length if isinstance(length, int) else None
+
+
+def without_padding(payload: Payload, length: int | None) -> Payload:
+    """``payload`` without the byte that makes its length even, where ``length`` says that there is one."""
+    if payload.cut is None or length is None or payload.length != length + 1:
+        return payload
+    return Payload(length, payload.cut(0, length), payload.cut)
 
 
 async def _fragments_of(stored: StoredInstance, entry: BulkData) -> Payload:

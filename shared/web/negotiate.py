@@ -143,9 +143,14 @@ def _plain(stored: str) -> str:
     return EXPLICIT_LE if stored in NATIVE and stored != EXPLICIT_BE else stored
 
 
-def bulkdata(ranges: Sequence[MediaRange]) -> Representation:
-    """For bulk data, which comes as octets, multipart or not as asked. Raises NotAcceptable."""
+def bulkdata(ranges: Sequence[MediaRange], own_type: str = "") -> Representation:
+    """For bulk data: its own media type where it has one, else octets; multipart or not as asked.
+
+    Raises NotAcceptable.
+    """
     for given in ranges:
+        if own_type and matches(given.media_type, own_type):
+            return Representation(given.multipart, own_type)
         if matches(given.media_type, OCTET_STREAM):
             return Representation(given.multipart, OCTET_STREAM)
     raise NotAcceptable("Bulk data is available as application/octet-stream.")

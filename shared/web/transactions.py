@@ -143,7 +143,14 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=('multipart/related; type="application/octet-stream"', "application/octet-stream"),
+        produces=(
+            'multipart/related; type="application/octet-stream"',
+            "application/octet-stream",
+            "application/pdf",
+            "text/xml",
+            "model/*",
+            "video/*",
+        ),
         answered=frozenset({200, 206}),
     ),
     "search": Transaction(
