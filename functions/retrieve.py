@@ -11,8 +11,10 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http, routes, single_part
 from shared import services
+from shared.dicom.identifiers import Resource
 from shared.errors import NotAcceptable
 from shared.web import negotiate, urls
+from shared.web.accept import MediaRange
 from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ async def _retrieve(request: Request) -> Response:
     resource = http.resource(request)
     ranges = http.accepted(request)
     found = await services.retrieve.find(resource)
+    zipped = negotiate.archive(ranges)
+    if zipped:
+        return await _archive(found, resource, zipped)
     choices = negotiate.instances(ranges, [s.transfer_syntax for s in found], bool(resource.instance))
     chosen = choices[0]
     if len(found) == 1:
@@ -61,6 +66,15 @@ async def _retrieve(request: Request) -> Response:
     parts = _parts(found, chosen.transfer_syntaxes, payloads, MultipartWriter(boundary), root)
     content_type = f'multipart/related; type="{negotiate.DICOM}"; boundary={boundary}'
     return StreamingResponse(await http.primed(parts), media_type=content_type)
+
+
+async def _archive(found: Sequence[StoredInstance], resource: Resource, files: MediaRange) -> Response:
+    """All the instances as one Zip archive."""
+    chosen = negotiate.instances([files], [s.transfer_syntax for s in found], single_allowed=False)[0]
+    name = resource.instance or resource.series or resource.study
+    headers = {"Content-Disposition": f'attachment; filename="{name}.zip"', "Vary": "Accept"}
+    body = services.archive.archived(found, _payloads(found, chosen.transfer_syntaxes))
+    return StreamingResponse(await http.primed(body), headers=headers, media_type=negotiate.ZIP)
 
 
 async def _payloads(

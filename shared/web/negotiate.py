@@ -27,6 +27,7 @@ from shared.web.accept import MediaRange, matches
 
 CONVERTIBLE = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE})
 OCTET_STREAM = "application/octet-stream"
+ZIP = "application/zip"
 DICOM = "application/dicom"
 
 
@@ -37,6 +38,16 @@ class Representation:
     multipart: bool
     media_type: str
     transfer_syntaxes: tuple[str, ...] = ()
+
+
+def archive(ranges: Sequence[MediaRange]) -> MediaRange | None:
+    """What the files of a Zip archive shall be, where that is what the client likes best; else None."""
+    for given in ranges:
+        if given.media_type == ZIP and not given.multipart:
+            return MediaRange(DICOM, True, given.transfer_syntaxes or ("*",))
+        if matches(given.media_type, DICOM):
+            return None
+    return None
 
 
 def instances(

@@ -73,7 +73,7 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=('multipart/related; type="application/dicom"', "application/dicom"),
+        produces=('multipart/related; type="application/dicom"', "application/dicom", "application/zip"),
         answered=frozenset({200, 206}),
     ),
     "metadata": Transaction(
@@ -125,7 +125,15 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=("image/jpeg", "image/png", "multipart/related"),
+        produces=(
+            "image/jpeg",
+            "image/png",
+            "multipart/related",
+            "application/pdf",
+            "text/xml",
+            "model/*",
+            "video/*",
+        ),
         answered=frozenset({200, 206}),
     ),
     "bulkdata": Transaction(
