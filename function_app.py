@@ -16,6 +16,7 @@ from functions import (
     search,
     store,
     timers,
+    wado_uri,
 )
 
 _MODULES = (
@@ -32,6 +33,7 @@ _MODULES = (
     search,
     store,
     timers,
+    wado_uri,
 )
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)

@@ -34,6 +34,8 @@ INSTANCE_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/thumb
 FRAMES_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/frames/{frames}/thumbnail"
 BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}"
 
+WADO_URI = "wado"
+
 CHANGE_FEED = "v2/changefeed"
 CHANGE_FEED_LATEST = "v2/changefeed/latest"
 OPENAPI = "v2/openapi.json"

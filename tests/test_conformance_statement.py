@@ -84,6 +84,15 @@ class Stored:
         """GET ``path`` below the instance."""
         return self.client.get(self.path + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
+    def wado(self, **parameters: str) -> httpx.Response:
+        """GET by WADO-URI; ``range`` and ``If-None-Match`` are headers."""
+        headers = {
+            k.replace("_", "-"): parameters.pop(k) for k in ("range", "If-None-Match") if k in parameters
+        }
+        uids = {"studyUID": self.study, "seriesUID": self.series, "objectUID": self.instance}
+        query = {"requestType": "WADO"} | uids | parameters
+        return self.client.get("/v2/wado", params=query, headers=headers)
+
     def post(self, body: bytes, path: str = "/v2/studies", **headers: str) -> httpx.Response:
         """POST a body of application/dicom."""
         return self.client.post(path, content=body, headers=DICOM | headers)
@@ -162,6 +171,13 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("frames", 400): lambda s: s.get("/frames/0"),
     ("frames", 404): lambda s: s.get("/frames/3"),
     ("frames", 406): lambda s: s.get("/frames/1", accept="image/png"),
+    ("wado_uri", 200): lambda s: s.wado(),
+    ("wado_uri", 206): lambda s: s.wado(contentType="application/dicom", range="bytes=0-9"),
+    ("wado_uri", 304): lambda s: s.wado(**HELD),
+    ("wado_uri", 400): lambda s: s.wado(frameNumber="0"),
+    ("wado_uri", 404): lambda s: s.wado(frameNumber="99"),
+    ("wado_uri", 406): lambda s: s.wado(contentType="video/mp4"),
+    ("wado_uri", 416): lambda s: s.wado(contentType="application/dicom", range="bytes=9999999-"),
     ("bulkdata", 200): lambda s: s.get("/bulkdata/7FE00010"),
     ("bulkdata", 206): lambda s: s.get("/bulkdata/7FE00010", range="bytes=0-9"),
     ("bulkdata", 304): lambda s: s.get("/bulkdata/7FE00010", **HELD),

@@ -32,6 +32,7 @@ PATHS = {
     ("GET", f"studies/{STUDY}/instances"): "search_study_instances",
     ("GET", "series"): "search_series",
     ("GET", "instances"): "search_instances",
+    ("GET", "wado"): "retrieve_by_wado_uri",
     ("GET", f"studies/{SERIES}"): "retrieve_series",
     ("DELETE", f"studies/{SERIES}"): "delete_series",
     ("GET", f"studies/{SERIES}/metadata"): "retrieve_series_metadata",

@@ -22,9 +22,14 @@ THUMBNAIL_SIDE = 128
 _LARGEST_TABLE = 16 * 1024 * 1024
 
 
+def is_renderable(stored: StoredInstance) -> bool:
+    """Whether it has frames this server decodes."""
+    return bool(stored.number_of_frames) and stored.transfer_syntax in DECODABLE
+
+
 def renderable(found: Sequence[StoredInstance]) -> list[StoredInstance]:
     """Those that have frames this server decodes. Raises NotAcceptable where there is none."""
-    usable = [s for s in found if s.number_of_frames and s.transfer_syntax in DECODABLE]
+    usable = [s for s in found if is_renderable(s)]
     if not usable:
         raise NotAcceptable("There is no image here that can be rendered.")
     return usable
