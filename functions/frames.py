@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import azure.functions as func
-from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
+from azurefunctions.extensions.http.fastapi import Request, Response
 
-from functions import http, routes, single_part
+from functions import http, multi_part, routes, single_part
 from shared import services
-from shared.dicom.transcode import transcodable
 from shared.errors import InvalidRequest, NotAcceptable
 from shared.web import negotiate, urls
-from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
     from shared.services.retrieve import Payload
-    from shared.sql.instances import StoredInstance
 
 blueprint = func.Blueprint()
 
@@ -34,40 +30,18 @@ async def retrieve_frames(request: Request) -> Response:
     (stored,) = await services.retrieve.find(resource)
     choices = negotiate.frames(ranges, stored.transfer_syntax, len(wanted))
     targets = [choice.transfer_syntaxes[0] for choice in choices]
-    chosen = choices[await services.transcoded.first_possible(stored, targets)]
-    (syntax,) = chosen.transfer_syntaxes
-    if transcodable(stored.transfer_syntax, syntax):
-        payloads = _transcoded(stored, wanted, syntax)
-    else:
-        payloads = services.retrieve.read_frames(stored, wanted, syntax)
-    content_type = f"{chosen.media_type}; transfer-syntax={syntax}"
+    index, payloads = await services.transcoded.open_frames(stored, wanted, targets)
+    chosen = choices[index]
+    content_type = f"{chosen.media_type}; transfer-syntax={targets[index]}"
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
     if len(wanted) == 1:
         digest = services.retrieve.digest([stored], f"{url}/{wanted[0]} {content_type}")
         location = f"{url}/{wanted[0]}" if chosen.multipart else ""
         payload = await anext(payloads)
-        assert not isinstance(payload, NotAcceptable)
+        if isinstance(payload, NotAcceptable):
+            raise payload
         return await single_part.respond(request, payload, content_type, digest, location)
-    boundary = secrets.token_hex(16)
-    parts = _parts(wanted, payloads, MultipartWriter(boundary), content_type, url)
-    return StreamingResponse(
-        await http.primed(parts),
-        media_type=f'multipart/related; type="{chosen.media_type}"; boundary={boundary}',
-    )
-
-
-async def _transcoded(
-    stored: StoredInstance, wanted: list[int], syntax: str
-) -> AsyncIterator[Payload | NotAcceptable]:
-    """Each frame, or why it cannot be had where others can; of one alone that is raised."""
-    async for result in services.transcoded.read_frames(stored, wanted, syntax):
-        if result.problem:
-            error = NotAcceptable(result.problem)
-            if len(wanted) == 1:
-                raise error
-            yield error
-        else:
-            yield services.retrieve.in_memory(result.data)
+    return await multi_part.respond(_parts(wanted, payloads, content_type, url), chosen.media_type)
 
 
 def numbers(text: str) -> list[int]:
@@ -83,22 +57,8 @@ def numbers(text: str) -> list[int]:
 
 
 async def _parts(
-    wanted: list[int],
-    payloads: AsyncIterator[Payload | NotAcceptable] | AsyncIterator[Payload],
-    writer: MultipartWriter,
-    content_type: str,
-    url: str,
-) -> AsyncIterator[bytes]:
+    wanted: list[int], payloads: AsyncIterator[Payload | NotAcceptable], content_type: str, url: str
+) -> AsyncIterator[multi_part.Part]:
     turn = iter(wanted)
     async for payload in payloads:
-        location = f"{url}/{next(turn)}"
-        if isinstance(payload, NotAcceptable):
-            problem = http.problem_part(str(payload))
-            yield writer.begin(http.PROBLEM_JSON, len(problem), location) + problem + writer.end
-            continue
-        head = writer.begin(content_type, payload.length, location)
-        async for chunk in payload.chunks:
-            yield head + chunk
-            head = b""
-        yield head + writer.end
-    yield writer.close()
+        yield multi_part.Part(content_type, f"{url}/{next(turn)}", payload)

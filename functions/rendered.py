@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import azure.functions as func
-from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
+from azurefunctions.extensions.http.fastapi import Request, Response
 
-from functions import frames, http, routes, single_part
+from functions import frames, http, multi_part, routes, single_part
 from shared import services
 from shared.dicom.render import Options, thumbnail_options
 from shared.errors import DicomServerError, NotAcceptable
 from shared.web import rendering, urls
 from shared.web.accept import matches
-from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
     from shared.services.retrieve import Payload
@@ -117,35 +115,38 @@ async def _respond(request: Request, images: Images, options: Options) -> Respon
         digest = services.retrieve.digest([stored], f"{location} {media_type} {options}")
         if not multipart and http.not_modified(request, f'"{digest}"'):
             return Response(status_code=304, headers=single_part.validators(digest))
-        image = await anext(services.rendered.render_frames(stored, numbers, media_type, options))
-        if isinstance(image, DicomServerError):
-            raise image
-        payload = services.retrieve.in_memory(image)
-        return await single_part.respond(request, payload, media_type, digest, location if multipart else "")
-    boundary = secrets.token_hex(16)
-    parts = _parts(images, media_type, options, MultipartWriter(boundary), root)
-    content_type = f'multipart/related; type="{media_type}"; boundary={boundary}'
-    return StreamingResponse(await http.primed(parts), media_type=content_type)
+        at = location if multipart else ""
+        return await respond_image(request, stored, numbers[0], media_type, options, digest, at)
+    return await multi_part.respond(_parts(images, media_type, options, root), media_type)
+
+
+async def respond_image(
+    request: Request,
+    stored: StoredInstance,
+    number: int,
+    media_type: str,
+    options: Options,
+    digest: str,
+    location: str = "",
+) -> Response:
+    """Answer with the image of one frame; see :func:`single_part.respond`."""
+    image = await anext(services.rendered.render_frames(stored, [number], media_type, options))
+    if isinstance(image, DicomServerError):
+        raise image
+    return await single_part.respond(request, image, media_type, digest, location)
 
 
 async def _parts(
-    images: Images, media_type: str, options: Options, writer: MultipartWriter, root: str
-) -> AsyncIterator[bytes]:
+    images: Images, media_type: str, options: Options, root: str
+) -> AsyncIterator[multi_part.Part]:
     """The images; in the place of one that cannot be made is a problem."""
     for stored, numbers in images:
         url = f"{urls.instance_url(root, stored.key)}/frames"
         turn = iter(numbers)
         try:
             async for image in services.rendered.render_frames(stored, numbers, media_type, options):
-                yield _part(writer, media_type, image, f"{url}/{next(turn)}/rendered")
+                yield multi_part.Part(media_type, f"{url}/{next(turn)}/rendered", image)
         except DicomServerError as error:
             if len(images) == 1:
                 raise
-            yield _part(writer, media_type, error, urls.instance_url(root, stored.key))
-    yield writer.close()
-
-
-def _part(writer: MultipartWriter, media_type: str, image: bytes | DicomServerError, location: str) -> bytes:
-    if isinstance(image, DicomServerError):
-        media_type, image = http.PROBLEM_JSON, http.problem_part(str(image))
-    return writer.begin(media_type, len(image), location) + image + writer.end
+            yield multi_part.Part(media_type, urls.instance_url(root, stored.key), error)

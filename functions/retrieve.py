@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
-from functions import http, routes, single_part
+from functions import http, multi_part, routes, single_part
 from shared import services
 from shared.dicom.identifiers import Resource
 from shared.errors import NotAcceptable
 from shared.web import negotiate, urls
 from shared.web.accept import MediaRange
-from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
     from shared.services.retrieve import Payload
@@ -50,22 +48,34 @@ async def _retrieve(request: Request) -> Response:
     if zipped:
         return await _archive(found, resource, zipped)
     choices = negotiate.instances(ranges, [s.transfer_syntax for s in found], bool(resource.instance))
-    chosen = choices[0]
-    if len(found) == 1:
-        targets = [choice.transfer_syntaxes[0] for choice in choices]
-        chosen = choices[await services.transcoded.first_possible(found[0], targets)]
-    payloads = _payloads(found, chosen.transfer_syntaxes)
-    if not chosen.multipart:
-        content_type = f"{negotiate.DICOM}; transfer-syntax={chosen.transfer_syntaxes[0]}"
-        digest = services.retrieve.digest(found, content_type)
-        payload = await anext(payloads)
-        assert not isinstance(payload, NotAcceptable)
-        return await single_part.respond(request, payload, content_type, digest)
     root = http.service_root(request, resource.partition)
-    boundary = secrets.token_hex(16)
-    parts = _parts(found, chosen.transfer_syntaxes, payloads, MultipartWriter(boundary), root)
-    content_type = f'multipart/related; type="{negotiate.DICOM}"; boundary={boundary}'
-    return StreamingResponse(await http.primed(parts), media_type=content_type)
+    if len(found) > 1:
+        syntaxes = choices[0].transfer_syntaxes
+        return await multi_part.respond(
+            _parts(found, syntaxes, _payloads(found, syntaxes), root), negotiate.DICOM
+        )
+    targets = [choice.transfer_syntaxes[0] for choice in choices]
+    index, payload = await services.transcoded.open_instance(found[0], targets)
+    if not choices[index].multipart:
+        return await respond_alone(request, found[0], payload, targets[index])
+    return await multi_part.respond(_parts(found, [targets[index]], _one(payload), root), negotiate.DICOM)
+
+
+async def respond_alone(
+    request: Request, stored: StoredInstance, payload: Payload, transfer_syntax: str
+) -> Response:
+    """Answer with one instance as a body of its own."""
+    content_type = _content_type(transfer_syntax)
+    digest = services.retrieve.digest([stored], content_type)
+    return await single_part.respond(request, payload, content_type, digest)
+
+
+def _content_type(transfer_syntax: str) -> str:
+    return f"{negotiate.DICOM}; transfer-syntax={transfer_syntax}"
+
+
+async def _one(payload: Payload) -> AsyncIterator[Payload]:
+    yield payload
 
 
 async def _archive(found: Sequence[StoredInstance], resource: Resource, files: MediaRange) -> Response:
@@ -98,21 +108,9 @@ async def _parts(
     found: Sequence[StoredInstance],
     transfer_syntaxes: Sequence[str],
     payloads: AsyncIterator[Payload | NotAcceptable],
-    writer: MultipartWriter,
     root: str,
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[multi_part.Part]:
     turn = iter(zip(found, transfer_syntaxes, strict=True))
     async for payload in payloads:
         stored, syntax = next(turn)
-        url = urls.instance_url(root, stored.key)
-        if isinstance(payload, NotAcceptable):
-            problem = http.problem_part(str(payload))
-            yield writer.begin(http.PROBLEM_JSON, len(problem), url) + problem + writer.end
-            continue
-        content_type = f"{negotiate.DICOM}; transfer-syntax={syntax}"
-        head = writer.begin(content_type, payload.length, url)
-        async for chunk in payload.chunks:
-            yield head + chunk if head else chunk
-            head = b""
-        yield head + writer.end
-    yield writer.close()
+        yield multi_part.Part(_content_type(syntax), urls.instance_url(root, stored.key), payload)

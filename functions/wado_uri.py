@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from functions import http, routes, single_part
+from functions import http, rendered, retrieve, routes, single_part
 from shared import services
+from shared.dicom.document import value_of
 from shared.dicom.identifiers import DEFAULT_PARTITION, check_partition
 from shared.dicom.render import MEDIA_TYPES, Options, Viewport
-from shared.errors import DicomServerError, NotAcceptable
+from shared.errors import NotAcceptable
 from shared.web import negotiate, wado_uri
 from shared.web.accept import MediaRange, matches
 
@@ -50,12 +51,8 @@ async def _instance(request: Request, stored: StoredInstance, transfer_syntax: s
     accepted = [MediaRange(negotiate.DICOM, transfer_syntaxes=syntaxes)]
     choices = negotiate.instances(accepted, [stored.transfer_syntax], single_allowed=True)
     targets = [choice.transfer_syntaxes[0] for choice in choices]
-    target = targets[await services.transcoded.first_possible(stored, targets)]
-    payload = await services.transcoded.read_instance(stored, target)
-    content_type = f"{negotiate.DICOM}; transfer-syntax={target}"
-    return await single_part.respond(
-        request, payload, content_type, services.retrieve.digest([stored], content_type)
-    )
+    index, payload = await services.transcoded.open_instance(stored, targets)
+    return await retrieve.respond_alone(request, stored, payload, targets[index])
 
 
 async def _image(
@@ -63,10 +60,7 @@ async def _image(
 ) -> Response:
     options = await _options(stored, asked)
     digest = services.retrieve.digest([stored], f"{asked.frame} {media_type} {options}")
-    image = await anext(services.rendered.render_frames(stored, [asked.frame], media_type, options))
-    if isinstance(image, DicomServerError):
-        raise image
-    return await single_part.respond(request, services.retrieve.in_memory(image), media_type, digest)
+    return await rendered.respond_image(request, stored, asked.frame, media_type, options, digest)
 
 
 async def _options(stored: StoredInstance, asked: wado_uri.WadoUri) -> Options:
@@ -74,7 +68,7 @@ async def _options(stored: StoredInstance, asked: wado_uri.WadoUri) -> Options:
     if asked.region is None:
         return asked.options
     document = await services.retrieve.read_document(stored)
-    height, width = (document.get(tag, {}).get("Value", [0])[0] or 0 for tag in ("00280010", "00280011"))
+    height, width = value_of(document, "00280010", 0), value_of(document, "00280011", 0)
     left, top, right, bottom = asked.region
     region = left * width, top * height, (right - left) * width, (bottom - top) * height
     size = asked.options.viewport or Viewport(max(1, round(region[2])), max(1, round(region[3])))

@@ -15,7 +15,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -125,11 +124,6 @@ def make_file(
         ds["PixelData"].VR = "OB"
         ds["PixelData"].is_undefined_length = True
     return to_file(ds, transfer_syntax or (JPEG2000Lossless if encapsulated else ExplicitVRLittleEndian))
-
-
-def deflated_file(ds: Dataset) -> bytes:
-    """The data set in Deflated Explicit VR Little Endian."""
-    return to_file(ds, DeflatedExplicitVRLittleEndian)
 
 
 def multipart(

@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRBigEndian, generate_uid
 from shared.errors import RangeNotSatisfiable
 from shared.web.ranges import content_range, requested
 from tests.conftest import Server
-from tests.dicom_files import deflated_file, make_dataset, make_file, read_multipart, to_file
+from tests.dicom_files import make_dataset, make_file, read_multipart, to_file
+from tests.test_part10 import deflated
 
 DICOM = {"Content-Type": "application/dicom"}
 MPEG4 = "1.2.840.10008.1.2.4.102"
@@ -115,7 +116,7 @@ RANDOM = random.Random(2).randbytes(6 * 1024 * 1024)
 FILES = {
     "native": lambda: make_file(frames=3),
     "big endian": lambda: make_file(frames=3, transfer_syntax=ExplicitVRBigEndian),
-    "deflated": lambda: deflated_file(make_dataset(frames=3)),
+    "deflated": lambda: deflated(make_dataset(frames=3)),
     "encapsulated": lambda: make_file(frames=3, encapsulated=True),
     "large frames": large_frames,
     "video": lambda: video(RANDOM),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from shared.dicom.document import value_of
 from shared.dicom.transfer_syntaxes import (
     EXPLICIT_LE,
     HTJ2K_SYNTAXES,
@@ -68,7 +69,7 @@ class ImagePixel:
             rows=_integer(document, "00280010", "Rows", 1, 65535),
             columns=_integer(document, "00280011", "Columns", 1, 65535),
             samples_per_pixel=_integer(document, "00280002", "SamplesPerPixel", 1, 4),
-            photometric_interpretation=str(_value(document, "00280004", "MONOCHROME2")).strip(),
+            photometric_interpretation=str(value_of(document, "00280004", "MONOCHROME2")).strip(),
             planar_configuration=_integer(document, "00280006", "PlanarConfiguration", 0, 1, 0),
             bits_allocated=_integer(document, "00280100", "BitsAllocated", 1, 64),
             bits_stored=bits_stored,
@@ -105,16 +106,10 @@ class DecodedFrame:
     image: ImagePixel
 
 
-def _value(document: Mapping[str, Any], tag: str, default: object = None) -> Any:
-    element = document.get(tag)
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    return values[0] if isinstance(values, list) and values and values[0] is not None else default
-
-
 def _integer(
     document: Mapping[str, Any], tag: str, keyword: str, low: int, high: int, default: int | None = None
 ) -> int:
-    value = _value(document, tag, default)
+    value = value_of(document, tag, default)
     if value is None:
         raise ValueError(f"{keyword} is missing.")
     if not isinstance(value, int) or not low <= value <= high:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shared.dicom.document import value_of, values_of
 from shared.dicom.pixel_data import CorruptFrame, ImagePixel, decode
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _palette(values: Array, document: Json) -> Array:
 
     ds = Dataset()
     for red in (0x00281101, 0x00281102, 0x00281103):
-        descriptor = [int(v) & 0xFFFF for v in _values(document, f"{red:08X}")]
+        descriptor = [int(v) & 0xFFFF for v in values_of(document, f"{red:08X}")]
         ds.add_new(red, "US", descriptor)
     for tag in _PALETTES:
         if tag in document:
@@ -188,7 +189,7 @@ def _grey(pixels: Array, document: Json, number: int, options: Options, signed: 
     def mapping(values: Array) -> Array:
         shades = modality(values)
         if voi is not None:
-            shades = _lookup(shades, voi, signed) / (2 ** min(int(_values(voi, "00283002")[2]), 16) - 1)
+            shades = _lookup(shades, voi, signed) / (2 ** min(int(values_of(voi, "00283002")[2]), 16) - 1)
         elif function is not None:
             shades = _windowed(shades, function)
         else:
@@ -201,7 +202,7 @@ def _grey(pixels: Array, document: Json, number: int, options: Options, signed: 
 
 def _extremes(pixels: Array, document: Json) -> tuple[float, float]:
     """The least and the greatest value but for padding."""
-    padding = _values(document, "00280120")
+    padding = values_of(document, "00280120")
     if padding and isinstance(padding[0], int):
         kept = pixels[pixels != padding[0]]
         pixels = kept if kept.size else pixels
@@ -226,7 +227,7 @@ def _window(document: Json, number: int, options: Options) -> Window | None:
     width = _number(source, "00281051", 0)
     if "00281050" not in source or width <= 0:
         return None
-    function = str(next(iter(_values(source, "00281056")), "LINEAR"))
+    function = str(value_of(source, "00281056", "LINEAR"))
     if function not in WINDOW_FUNCTIONS or (function == "LINEAR" and width < 1):
         function = "LINEAR_EXACT" if width < 1 else "LINEAR"
     return Window(_number(source, "00281050", 0), width, function)
@@ -250,7 +251,7 @@ def _lookup(values: Array, lut: Json, signed: bool) -> Array:
     """``values`` through an item of the Modality or VOI LUT Sequence (PS3.3 §C.11.1.1)."""
     import numpy as np
 
-    count, first, _ = (int(value) for value in _values(lut, "00283002"))
+    count, first, _ = (int(value) for value in values_of(lut, "00283002"))
     count = count & 0xFFFF or 65536
     first = first - 65536 if signed and first > 32767 else first
     element = lut[_LUT_DATA]
@@ -266,10 +267,10 @@ def _lookup(values: Array, lut: Json, signed: bool) -> Array:
 
 
 def _inverted(document: Json) -> bool:
-    shape = next(iter(_values(document, "20500020")), "")
+    shape = value_of(document, "20500020", "")
     if shape in ("IDENTITY", "INVERSE"):
         return bool(shape == "INVERSE")
-    return next(iter(_values(document, "00280004")), "") == "MONOCHROME1"
+    return bool(value_of(document, "00280004", "") == "MONOCHROME1")
 
 
 # --- overlays and the viewport -----------------------------------------------------------------------
@@ -282,7 +283,7 @@ def _draw_overlays(pixels: Array, document: Json, number: int) -> None:
     for group in range(0, 2 * _MOST_OVERLAYS, 2):
         prefix = f"60{group:02X}"
         element = document.get(prefix + "3000")
-        if not element or next(iter(_values(document, prefix + "0040")), "") != "G":
+        if not element or value_of(document, prefix + "0040", "") != "G":
             continue
         rows, columns = int(_number(document, prefix + "0010", 0)), int(_number(document, prefix + "0011", 0))
         frames = int(_number(document, prefix + "0015", 1))
@@ -295,7 +296,7 @@ def _draw_overlays(pixels: Array, document: Json, number: int) -> None:
         bits = np.unpackbits(raw[first : ((index + 1) * size + 7) // 8], bitorder="little")
         drop = index * size - first * 8
         plane = bits[drop : drop + size].reshape(rows, columns).astype(bool)
-        origin = [int(v) for v in _values(document, prefix + "0050")] or [1, 1]
+        origin = [int(v) for v in values_of(document, prefix + "0050")] or [1, 1]
         top, left = origin[0] - 1, origin[1] - 1
         plane = plane[max(0, -top) :, max(0, -left) :]
         target = pixels[max(0, top) :, max(0, left) :]
@@ -331,27 +332,21 @@ def thumbnail_options(options: Options, side: int) -> Options:
 # --- attributes --------------------------------------------------------------------------------------
 
 
-def _values(document: Json, tag: str) -> list[Any]:
-    element = document.get(tag)
-    values = element.get("Value") if isinstance(element, Mapping) else None
-    return values if isinstance(values, list) else []
-
-
 def _items(document: Json, tag: str) -> list[Json]:
-    return [item for item in _values(document, tag) if isinstance(item, Mapping) and item]
+    return [item for item in values_of(document, tag) if isinstance(item, Mapping) and item]
 
 
 def _number(document: Json, tag: str, default: float) -> float:
     try:
-        return float(next(iter(_values(document, tag)), default))
+        return float(value_of(document, tag, default))
     except (TypeError, ValueError):
         return default
 
 
 def _functional_group(document: Json, number: int, tag: str) -> Json | None:
     """The item of a functional group macro that holds for a frame (PS3.3 §C.7.6.16)."""
-    per_frame = _values(document, "52009230")
-    places = per_frame[number - 1 : number] + _values(document, "52009229")[:1]
+    per_frame = values_of(document, "52009230")
+    places = per_frame[number - 1 : number] + values_of(document, "52009229")[:1]
     for place in places:
         items = _items(place, tag) if isinstance(place, Mapping) else []
         if items:

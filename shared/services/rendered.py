@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import os
 from collections.abc import AsyncIterator, Sequence
-from functools import cache
 from typing import Any
 
 from shared.dicom import render
-from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA
+from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA, type_and_length
 from shared.dicom.pixel_data import DECODABLE, LARGEST_FRAME
-from shared.dicom.transfer_syntaxes import is_video
+from shared.dicom.transfer_syntaxes import is_video, media_type
 from shared.errors import DicomServerError, InvalidRequest, NotAcceptable
-from shared.services import retrieve
+from shared.services import retrieve, transcoded
 from shared.services.retrieve import Payload
 from shared.sql.instances import StoredInstance
 
@@ -44,24 +41,25 @@ def representative(found: Sequence[StoredInstance]) -> tuple[StoredInstance, int
 
 async def read_document(stored: StoredInstance) -> tuple[str, Payload] | None:
     """An encapsulated document or a video and its own media type; None where the instance is neither."""
-    video = is_video(stored.transfer_syntax)
-    if stored.number_of_frames and not video:
+    if is_video(stored.transfer_syntax):
+        return media_type(stored.transfer_syntax), await retrieve.read_bulkdata(stored, PIXEL_DATA)
+    if stored.number_of_frames:
         return None
-    path = PIXEL_DATA if video else ENCAPSULATED_DOCUMENT
-    media_type, length = await retrieve.own_media_type(stored, path)
-    if not media_type:
+    document = await retrieve.read_document(stored)
+    own_type, length = type_and_length(document)
+    if not own_type:
         return None
-    inline = {} if video else (await retrieve.read_document(stored)).get(path, {})
-    if "InlineBinary" in inline:
-        payload = retrieve.in_memory(base64.b64decode(inline["InlineBinary"]))
+    inline = document.get(ENCAPSULATED_DOCUMENT, {}).get("InlineBinary")
+    if inline is None:
+        payload = await retrieve.read_bulkdata(stored, ENCAPSULATED_DOCUMENT)
     else:
-        payload = await retrieve.read_bulkdata(stored, path)
-    return media_type, retrieve.without_padding(payload, length)
+        payload = retrieve.in_memory(base64.b64decode(inline))
+    return own_type, retrieve.without_padding(payload, length)
 
 
 async def render_frames(
     stored: StoredInstance, numbers: Sequence[int], media_type: str, options: render.Options
-) -> AsyncIterator[bytes | DicomServerError]:
+) -> AsyncIterator[Payload | DicomServerError]:
     """Images of the frames, in the order asked for; the metadata is read once.
 
     In the place of a frame that cannot be rendered is why: NotAcceptable, or InvalidRequest for a region
@@ -74,19 +72,25 @@ async def render_frames(
     async for payload in retrieve.read_frames(stored, numbers, retrieve.little_endian(stored)):
         number = next(turn)
         try:
-            frame = await _held(payload)
-            async with _turns():
-                image = await asyncio.to_thread(_image, frame, document, number, stored, media_type, options)
+            image = await _rendered(payload, document, number, stored, media_type, options)
         except (InvalidRequest, NotAcceptable) as error:
             yield error
         else:
-            yield image
+            yield retrieve.in_memory(image)
 
 
-@cache
-def _turns() -> asyncio.Semaphore:
-    """A frame takes several times its size while it is rendered, so only so many are at once."""
-    return asyncio.Semaphore(os.cpu_count() or 1)
+async def _rendered(
+    payload: Payload,
+    document: dict[str, Any],
+    number: int,
+    stored: StoredInstance,
+    media_type: str,
+    options: render.Options,
+) -> bytes:
+    frame = await retrieve.held(payload, LARGEST_FRAME)
+    if frame is None:
+        raise NotAcceptable(f"A frame has more than {LARGEST_FRAME} bytes and is not rendered.")
+    return await transcoded.in_codec_thread(_image, frame, document, number, stored, media_type, options)
 
 
 def _image(
@@ -115,14 +119,3 @@ async def _document(stored: StoredInstance) -> dict[str, Any]:
             raise NotAcceptable("A lookup table or an overlay of the image is too large to be rendered.")
         element["Bytes"] = b"".join([chunk async for chunk in payload.chunks])
     return document
-
-
-async def _held(payload: Payload) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    async for chunk in payload.chunks:
-        pieces.append(chunk)
-        size += len(chunk)
-        if size > LARGEST_FRAME:
-            raise NotAcceptable(f"A frame has more than {LARGEST_FRAME} bytes and is not rendered.")
-    return b"".join(pieces)

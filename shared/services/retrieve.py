@@ -23,7 +23,8 @@ from shared import container
 from shared.blobs import names
 from shared.blobs.store import BLOCK, BlobNotFound
 from shared.dicom import convert, frames
-from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA, document_media_type
+from shared.dicom.document import value_of
+from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA, type_and_length
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.dicom.part10 import BULKDATA_PREFIX, META_LIMIT, BulkData
 from shared.dicom.transfer_syntaxes import EXPLICIT_BE, EXPLICIT_LE, is_deflated, is_video, media_type
@@ -139,6 +140,20 @@ async def _done(task: asyncio.Task[bytes]) -> AsyncIterator[bytes]:
 def in_memory(data: bytes) -> Payload:
     """A payload that is there already."""
     return Payload(len(data), _once(data), lambda start, count: _once(data[start : start + count]))
+
+
+async def held(payload: Payload, most: int) -> bytes | None:
+    """All the bytes of ``payload``; None where they are more than ``most``."""
+    if payload.length is not None and payload.length > most:
+        return None
+    pieces: list[bytes] = []
+    size = 0
+    async for chunk in payload.chunks:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > most:
+            return None
+    return b"".join(pieces)
 
 
 def enclosed(head: bytes, payload: Payload, tail: bytes) -> Payload:
@@ -303,14 +318,10 @@ async def convert_elements(
 
 async def _held(chunks: AsyncIterator[bytes]) -> bytes:
     """All of ``chunks``. Raises NotAcceptable where that is too much to hold."""
-    pieces: list[bytes] = []
-    size = 0
-    async for chunk in chunks:
-        pieces.append(chunk)
-        size += len(chunk)
-        if size > _CONVERTIBLE_BYTES:
-            raise NotAcceptable("The instance is too large to be converted; ask with transfer-syntax=*.")
-    return b"".join(pieces)
+    data = await held(Payload(None, chunks), _CONVERTIBLE_BYTES)
+    if data is None:
+        raise NotAcceptable("The instance is too large to be converted; ask with transfer-syntax=*.")
+    return data
 
 
 async def _swapped(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
@@ -344,9 +355,8 @@ def _cut_of_dataset(
 
 
 async def _word_size(stored: StoredInstance, pixels: BulkData) -> int:
-    document = await read_document(stored)
-    values = document.get("00280100", {}).get("Value") or [16]
-    return convert.word_size(pixels.vr, values[0] if isinstance(values[0], int) else 16)
+    bits = value_of(await read_document(stored), "00280100", 16)
+    return convert.word_size(pixels.vr, bits if isinstance(bits, int) else 16)
 
 
 async def _meta_information(stored: StoredInstance) -> bytes:
@@ -606,10 +616,7 @@ async def own_media_type(stored: StoredInstance, path: str) -> tuple[str, int | 
         return media_type(stored.transfer_syntax), None
     if path != ENCAPSULATED_DOCUMENT:
         return "", None
-    document = await read_document(stored)
-    (stated, *_) = document.get("00420012", {}).get("Value") or [""]
-    (length, *_) = document.get("00420015", {}).get("Value") or [None]
-    return document_media_type(stated), length if isinstance(length, int) else None
+    return type_and_length(await read_document(stored))
 
 
 def without_padding(payload: Payload, length: int | None) -> Payload:
@@ -653,10 +660,10 @@ async def _extents(stored: StoredInstance, offset: int, length: int, tables: int
     total = sum(size for _, size in extents)
 
     async def cut(start: int, count: int) -> AsyncIterator[bytes]:
-        for first, size in extents:
+        for begin, size in extents:
             taken = min(size - start, count)
             if taken > 0:
-                async for chunk in _dataset(stored, first + start, taken):
+                async for chunk in _dataset(stored, begin + start, taken):
                     yield chunk
                 count -= taken
             start = max(0, start - size)

@@ -10,21 +10,24 @@ import asyncio
 import os
 import struct
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from shared.dicom import convert, transcode
+from shared.dicom.document import values_of
 from shared.dicom.pixel_data import LARGEST_FRAME, CorruptFrame, ImagePixel
 from shared.dicom.transcode import EncodedFrame
-from shared.dicom.transfer_syntaxes import EXPLICIT_LE, JPEG_BASELINE, NATIVE
+from shared.dicom.transfer_syntaxes import JPEG_BASELINE, NATIVE
 from shared.errors import NotAcceptable
 from shared.services import retrieve
 from shared.services.retrieve import Payload
 from shared.sql.instances import StoredInstance
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 _AHEAD = 2
 _AHEAD_BYTES = 8 * 1024 * 1024
@@ -39,38 +42,34 @@ _JPEG_METHOD = "ISO_10918_1"
 _ADVICE = "ask with transfer-syntax=*"
 
 
-@dataclass(frozen=True, slots=True)
-class FrameResult:
-    """A frame in its target syntax, or why there is none."""
-
-    data: bytes = b""
-    problem: str = ""
-
-
 @cache
 def _codecs() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="codec")
 
 
-async def first_possible(stored: StoredInstance, targets: Sequence[str]) -> int:
-    """Index of the first of ``targets`` that the frames can be had in, as far as attributes tell.
+async def in_codec_thread(work: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """``work(*arguments)``, which computes with a frame, when one of the few threads for that is free."""
+    return await asyncio.get_running_loop().run_in_executor(_codecs(), work, *arguments)
+
+
+async def _first_possible(
+    stored: StoredInstance, targets: Sequence[str]
+) -> tuple[int, dict[str, Any] | None]:
+    """Index of the first of ``targets`` that the frames can be had in, as far as attributes tell; and the
+    metadata, where it had to be read for that.
 
     Raises NotAcceptable where there is none.
     """
     reason = ""
-    image = None
+    document = None
     for index, target in enumerate(targets):
         if target in NATIVE or not transcode.transcodable(stored.transfer_syntax, target):
-            return index
-        image = image or await _image(stored)
-        reason = transcode.refusal(image, target)
+            return index, document
+        document = document or await retrieve.read_document(stored)
+        reason = transcode.refusal(_described(document), target)
         if not reason:
-            return index
+            return index, document
     raise NotAcceptable(f"No transfer syntax of Accept can be served: {reason} ({_ADVICE})")
-
-
-async def _image(stored: StoredInstance) -> ImagePixel:
-    return _described(await retrieve.read_document(stored))
 
 
 def _as_stored(stored: StoredInstance) -> str:
@@ -87,37 +86,47 @@ def _described(document: dict[str, Any]) -> ImagePixel:
 # --- frames ------------------------------------------------------------------------------------------
 
 
-async def read_frames(
-    stored: StoredInstance, numbers: Sequence[int], target: str
-) -> AsyncIterator[FrameResult]:
-    """Frames by number (from 1) in the order asked for, in a syntax that :func:`transcode.transcodable` has.
+async def open_frames(
+    stored: StoredInstance, numbers: Sequence[int], targets: Sequence[str]
+) -> tuple[int, AsyncIterator[Payload | NotAcceptable]]:
+    """Frames by number (from 1) in the order asked for, in the first of ``targets`` they can be had in; its
+    index comes first.
 
-    A frame that cannot be decoded has its problem; the others come all the same. Raises NotFound as reading
-    frames does, and NotAcceptable where no frame of the instance can be had.
+    In the place of a frame that cannot be decoded is why; the others come all the same. The frames raise
+    NotFound as reading them does. Raises NotAcceptable where no frame of the instance can be had.
     """
-    image = await _image(stored)
+    index, document = await _first_possible(stored, targets)
+    target = targets[index]
+    if transcode.transcodable(stored.transfer_syntax, target):
+        return index, _read_frames(stored, numbers, target, document)
+    return index, retrieve.read_frames(stored, numbers, target)
+
+
+async def _read_frames(
+    stored: StoredInstance, numbers: Sequence[int], target: str, document: dict[str, Any] | None
+) -> AsyncIterator[Payload | NotAcceptable]:
+    image = _described(document or await retrieve.read_document(stored))
     reason = transcode.refusal(image, target)
     if reason:
         raise NotAcceptable(f"The frames cannot be had in transfer syntax {target}: {reason} ({_ADVICE})")
     async with aclosing(_transcoded(stored, image, numbers, target)) as results:
         async for result in results:
             if isinstance(result, CorruptFrame):
-                yield FrameResult(problem=f"{result} {_as_stored(stored)}")
+                yield NotAcceptable(f"{result} {_as_stored(stored)}")
             else:
-                yield FrameResult(result.data)
+                yield retrieve.in_memory(result.data)
 
 
 async def _transcoded(
     stored: StoredInstance, image: ImagePixel, numbers: Sequence[int], target: str
 ) -> AsyncGenerator[EncodedFrame | CorruptFrame, None]:
     """Each frame in turn; a few are worked on ahead of their turn unless they are large."""
-    native = stored.transfer_syntax in NATIVE
-    source = EXPLICIT_LE if native else stored.transfer_syntax
+    source = retrieve.little_endian(stored)
     ahead = min(_AHEAD, _AHEAD_BYTES // image.frame_length)
     waiting: deque[asyncio.Task[EncodedFrame | CorruptFrame]] = deque()
     try:
         async for payload in retrieve.read_frames(stored, numbers, source):
-            frame = await _held(payload)
+            frame = await retrieve.held(payload, LARGEST_FRAME)
             waiting.append(asyncio.create_task(_work(frame, image, source, target)))
             if len(waiting) > ahead:
                 yield await waiting.popleft()
@@ -129,28 +138,13 @@ async def _transcoded(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _held(frame: Payload) -> bytes | None:
-    """The bytes of a frame; None where they are more than a frame is allowed."""
-    if frame.length is not None and frame.length > LARGEST_FRAME:
-        return None
-    pieces: list[bytes] = []
-    size = 0
-    async for chunk in frame.chunks:
-        size += len(chunk)
-        if size > LARGEST_FRAME:
-            return None
-        pieces.append(chunk)
-    return b"".join(pieces)
-
-
 async def _work(
     frame: bytes | None, image: ImagePixel, source: str, target: str
 ) -> EncodedFrame | CorruptFrame:
     if frame is None:
         return CorruptFrame("A frame is too large to be decoded.")
-    loop = asyncio.get_running_loop()
     try:
-        return await loop.run_in_executor(_codecs(), transcode.transcode, frame, image, source, target)
+        return await in_codec_thread(transcode.transcode, frame, image, source, target)
     except CorruptFrame as error:
         return error
     except ValueError as error:
@@ -160,7 +154,15 @@ async def _work(
 # --- instances ---------------------------------------------------------------------------------------
 
 
-async def read_instance(stored: StoredInstance, target: str) -> Payload:
+async def open_instance(stored: StoredInstance, targets: Sequence[str]) -> tuple[int, Payload]:
+    """A file in the first of ``targets`` it can be had in, whose index comes first; see read_instance."""
+    index, document = await _first_possible(stored, targets)
+    return index, await read_instance(stored, targets[index], document)
+
+
+async def read_instance(
+    stored: StoredInstance, target: str, document: dict[str, Any] | None = None
+) -> Payload:
     """A file in the syntax ``target``: its own, a native one, or one frames are encoded in.
 
     The length of native pixel data is known beforehand. Raises NotAcceptable, before the first byte, where
@@ -176,7 +178,7 @@ async def read_instance(stored: StoredInstance, target: str) -> Payload:
         raise NotAcceptable(
             f"The instance has no pixel data to be encoded in transfer syntax {target} ({_ADVICE})."
         )
-    document = await retrieve.read_document(stored)
+    document = document or await retrieve.read_document(stored)
     image = _described(document)
     reason = transcode.refusal(image, target)
     if reason:
@@ -274,8 +276,7 @@ def _edits(
 
 
 def _values(document: dict[str, Any], tag: int) -> Iterator[str]:
-    values = document.get(f"{tag:08X}", {}).get("Value") or []
-    return (str(value) for value in values if value is not None)
+    return (str(value) for value in values_of(document, f"{tag:08X}") if value is not None)
 
 
 def _text(tag: int, vr: str, values: Sequence[str], target: str) -> bytes:

@@ -127,9 +127,7 @@ def _frame_forms(given: MediaRange, stored: str) -> list[tuple[str, str]]:
     if given.media_type == "*/*":
         return [(own_type, _plain(stored))]
     if matches(given.media_type, own_type) and own_type != OCTET_STREAM:
-        return [
-            (own_type, stored)
-        ]  # image/jpeg has a default, but what is stored as JPEG is better than that
+        return [(own_type, stored)]  # better than the default of image/jpeg
     if matches(given.media_type, OCTET_STREAM):
         return [(OCTET_STREAM, EXPLICIT_LE)] if stored in DECODABLE else []
     wanted = "image/jls" if given.media_type == "image/*" else given.media_type

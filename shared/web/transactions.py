@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+_IMAGES = ("image/jpeg", "image/png")
+_DOCUMENTS = ("application/pdf", "text/xml", "model/*", "video/*")
 _PART = "the part that Range asks for, of a body whose length is known"
 _OUTSIDE = "no byte of the Range exists; Content-Range says how many bytes there are"
 _UNCHANGED = "If-None-Match names the current ETag"
@@ -125,15 +127,7 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=(
-            "image/jpeg",
-            "image/png",
-            "multipart/related",
-            "application/pdf",
-            "text/xml",
-            "model/*",
-            "video/*",
-        ),
+        produces=(*_IMAGES, "multipart/related", *_DOCUMENTS),
         answered=frozenset({200, 206}),
     ),
     "wado_uri": Transaction(
@@ -151,15 +145,7 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=(
-            "image/jpeg",
-            "image/png",
-            "application/dicom",
-            "application/pdf",
-            "text/xml",
-            "model/*",
-            "video/*",
-        ),
+        produces=(*_IMAGES, "application/dicom", *_DOCUMENTS),
         answered=frozenset({200, 206}),
     ),
     "bulkdata": Transaction(
@@ -180,10 +166,7 @@ TRANSACTIONS = {
         produces=(
             'multipart/related; type="application/octet-stream"',
             "application/octet-stream",
-            "application/pdf",
-            "text/xml",
-            "model/*",
-            "video/*",
+            *_DOCUMENTS,
         ),
         answered=frozenset({200, 206}),
     ),
