@@ -26,7 +26,7 @@ _PARAMETERS = {"offset", "limit", "starttime", "endtime", "includemetadata"}
 @http.route(blueprint, routes.CHANGE_FEED, ["GET", "HEAD"], partitioned=False)
 async def read_change_feed(request: Request) -> Response:
     """Entries in order of Sequence, of all partitions."""
-    negotiate.metadata(http.accepted(request))
+    negotiate.json(http.accepted(request))
     query = _query(request)
     changes = await services.change_feed.read(
         _integer(query, "offset", 0, 0, 2**63 - 1),
@@ -42,7 +42,7 @@ async def read_change_feed(request: Request) -> Response:
 @http.route(blueprint, routes.CHANGE_FEED_LATEST, ["GET", "HEAD"], partitioned=False)
 async def read_latest_change(request: Request) -> Response:
     """The newest entry; 204 while there is none."""
-    negotiate.metadata(http.accepted(request))
+    negotiate.json(http.accepted(request))
     change = await services.change_feed.latest(_boolean(_query(request), "includemetadata", True))
     if change is None:
         return Response(status_code=204)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 
-from functions import http, routes
+from functions import http, multi_part, routes
 from shared import services
 from shared.web import content_coding, negotiate
 
@@ -35,17 +35,26 @@ async def _retrieve(request: Request) -> Response:
     from shared.web.query_params import projection
 
     resource = http.resource(request)
-    media_type = negotiate.metadata(http.accepted(request))
+    form = negotiate.metadata(http.accepted(request), single=bool(resource.instance))
     coding = http.content_coding_of(request)
     chosen = projection(pair for pair in request.query_params.multi_items() if pair[0] != "accept")
     found = await services.retrieve.find(resource)
     root = http.service_root(request, resource.partition)
-    digest = services.retrieve.digest(found, f"{root} {chosen.key}" if chosen else root)
+    in_xml = form.media_type == negotiate.DICOM_XML
+    identity = f"{root} {form}" if in_xml else root
+    digest = services.retrieve.digest(found, f"{identity} {chosen.key}" if chosen else identity)
     headers = http.validators(digest, coding)
     if http.not_modified(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     documents = services.retrieve.read_metadata(found, root)
     if chosen:
         documents = services.metadata.projected(documents, chosen)
-    body = await http.primed(content_coding.encoded(http.json_array(documents), coding))
-    return StreamingResponse(body, headers=headers, media_type=media_type)
+    if not in_xml:
+        body = await http.primed(content_coding.encoded(http.json_array(documents), coding))
+        return StreamingResponse(body, headers=headers, media_type=form.media_type)
+    bodies = services.metadata.in_xml(documents)
+    if form.multipart:
+        parts = (multi_part.Part(form.media_type, "", body) async for body in bodies)
+        return await multi_part.respond(parts, form.media_type, digest, coding)
+    xml = await http.primed(content_coding.encoded((await anext(bodies)).chunks, coding))
+    return StreamingResponse(xml, headers=headers, media_type=form.media_type)

@@ -12,6 +12,7 @@ from azurefunctions.extensions.http.fastapi import Response, StreamingResponse
 from functions import http
 from shared import services
 from shared.errors import DicomServerError
+from shared.web import content_coding
 from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
@@ -27,15 +28,20 @@ class Part:
     body: Payload | DicomServerError
 
 
-async def respond(parts: AsyncIterator[Part], media_type: str) -> Response:
+async def respond(
+    parts: AsyncIterator[Part], media_type: str, digest: str = "", coding: str = ""
+) -> Response:
     """Answer with ``parts``; ``media_type`` is that of those that can be had.
 
-    What fails before the first of them is raised.
+    A ``digest`` identifies the parts and becomes the boundary, so that the body is the same every time and
+    carries an entity tag; ``coding`` is its content coding. What fails before the first part is raised.
     """
-    boundary = secrets.token_hex(16)
+    boundary = digest or secrets.token_hex(16)
+    headers = http.validators(digest, coding) if digest else {}
     content_type = f'multipart/related; type="{media_type}"; boundary={boundary}'
-    body = await http.primed(_written(parts, MultipartWriter(boundary)))
-    return StreamingResponse(body, media_type=content_type)
+    written = _written(parts, MultipartWriter(boundary))
+    body = await http.primed(content_coding.encoded(written, coding) if coding else written)
+    return StreamingResponse(body, headers=headers, media_type=content_type)
 
 
 async def _written(parts: AsyncIterator[Part], writer: MultipartWriter) -> AsyncIterator[bytes]:

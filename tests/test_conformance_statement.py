@@ -163,7 +163,7 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("metadata", 304): cached,
     ("metadata", 400): lambda s: s.client.get("/v2/studies/not_a_uid/metadata"),
     ("metadata", 404): lambda s: s.client.get("/v2/studies/1.2.3/metadata"),
-    ("metadata", 406): lambda s: s.get("/metadata", accept='multipart/related; type="application/dicom+xml"'),
+    ("metadata", 406): lambda s: s.get("/metadata", **NO_SUCH_TYPE),
     ("frames", 200): lambda s: s.get("/frames/2,1"),
     ("frames", 206): lambda s: s.get("/frames/1", range="bytes=0-9"),
     ("frames", 304): lambda s: s.get("/frames/1", **HELD),

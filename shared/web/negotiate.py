@@ -29,6 +29,7 @@ CONVERTIBLE = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE})
 OCTET_STREAM = "application/octet-stream"
 ZIP = "application/zip"
 DICOM = "application/dicom"
+DICOM_XML = "application/dicom+xml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +166,30 @@ def bulkdata(ranges: Sequence[MediaRange], own_type: str = "") -> Representation
     raise NotAcceptable("Bulk data is available as application/octet-stream.")
 
 
-def metadata(ranges: Sequence[MediaRange]) -> str:
-    """The media type of metadata. Raises NotAcceptable."""
+_JSON = ("application/dicom+json", "application/json")
+
+
+def json(ranges: Sequence[MediaRange]) -> str:
+    """The media type of DICOM JSON. Raises NotAcceptable."""
     for given in ranges:
-        for offered in ("application/dicom+json", "application/json"):
+        for offered in _JSON:
             if not given.multipart and matches(given.media_type, offered):
                 return offered
     raise NotAcceptable("Metadata is available as application/dicom+json.")
+
+
+def metadata(ranges: Sequence[MediaRange], single: bool) -> Representation:
+    """For metadata; ``single`` says that the resource is one instance, whose XML may come without multipart.
+
+    Raises NotAcceptable.
+    """
+    alone = (*_JSON, DICOM_XML) if single else _JSON
+    for given in ranges:
+        for offered in (DICOM_XML,) if given.multipart else alone:
+            if matches(given.media_type, offered):
+                return Representation(given.multipart, offered)
+    raise NotAcceptable(
+        "Metadata is available as application/dicom+json and as multipart/related; "
+        + 'type="application/dicom+xml"'
+        + (", or application/dicom+xml alone." if single else ".")
+    )

@@ -229,7 +229,10 @@ def _response(transaction: Transaction, status: int, head: bool) -> Json:
     sentence = transaction.statuses[status]
     response: Json = {"description": sentence[0].upper() + sentence[1:] + "."}
     if status in transaction.answered:
-        content = {media_type: _body(transaction.schema) for media_type in transaction.produces}
+        content = {
+            media_type: _body(transaction.schema if "json" in media_type else "")
+            for media_type in transaction.produces
+        }
     elif status in transaction.empty:
         content = {}
     else:

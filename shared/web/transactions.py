@@ -82,7 +82,7 @@ TRANSACTIONS = {
         "Retrieve metadata",
         "WADO-RS, PS3.18 §10.4.1.1.2",
         {
-            200: "one object an instance",
+            200: "one object or XML document an instance",
             304: _UNCHANGED,
             400: _MALFORMED,
             403: _UNSAFE,
@@ -91,7 +91,12 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=("application/dicom+json", "application/json"),
+        produces=(
+            "application/dicom+json",
+            "application/json",
+            'multipart/related; type="application/dicom+xml"',
+            "application/dicom+xml",
+        ),
         schema="DicomArray",
     ),
     "frames": Transaction(
