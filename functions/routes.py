@@ -36,6 +36,7 @@ BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}
 
 WADO_URI = "wado"
 
+PARTITIONS = "v2/partitions"
 CHANGE_FEED = "v2/changefeed"
 CHANGE_FEED_LATEST = "v2/changefeed/latest"
 OPENAPI = "v2/openapi.json"

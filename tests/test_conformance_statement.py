@@ -210,10 +210,13 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("rendered", 404): lambda s: s.get("/frames/9/rendered"),
     ("rendered", 406): lambda s: s.get("/rendered", accept="text/html"),
     ("rendered", 416): lambda s: s.get("/frames/1/rendered", range="bytes=9999999-"),
+    ("partitions", 200): lambda s: s.client.get("/v2/partitions"),
+    ("partitions", 304): lambda s: s.client.get("/v2/partitions", headers=HELD),
+    ("partitions", 406): lambda s: s.client.get("/v2/partitions", headers=NO_SUCH_TYPE),
     ("health", 200): lambda s: s.client.get("/health/check"),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }
-ELSEWHERE = {("read_latest_change", 204)}
+ELSEWHERE = {("read_latest_change", 204), ("partitions", 204)}
 """Provoked by a test of its own, like every 403 and 503."""
 
 
@@ -244,8 +247,9 @@ def test_a_new_server_has_an_empty_feed_and_one_in_azure_serves_nobody(start_ser
     response = httpx.get(f"{server.v2}/changefeed/latest")
     assert response.status_code == 204
     assert httpx.get(f"{server.v2}/changefeed").json() == []
+    assert httpx.get(f"{server.v2}/partitions").status_code == 204
     server.restart(WEBSITE_INSTANCE_ID="some-instance")
-    for path in ("/v2/studies", "/v2/changefeed", "/v2/openapi.json"):
+    for path in ("/v2/studies", "/v2/changefeed", "/v2/partitions", "/v2/openapi.json"):
         assert httpx.get(server.url + path).status_code == 403
     assert httpx.get(f"{server.url}/health/check").status_code == 200
     server.close()

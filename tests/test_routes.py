@@ -53,6 +53,7 @@ PATHS = {
 }
 """Of the Studies service, relative to its base."""
 WHOLE_PATHS = {
+    ("GET", "v2/partitions"): "list_partitions",
     ("GET", "v2/changefeed"): "read_change_feed",
     ("GET", "v2/changefeed/latest"): "read_latest_change",
     ("GET", "v2/openapi.json"): "read_openapi",

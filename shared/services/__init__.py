@@ -18,6 +18,7 @@ _MODULES = frozenset(
         "inbox",
         "ingest",
         "metadata",
+        "partitions",
         "reindex",
         "rendered",
         "retrieve",

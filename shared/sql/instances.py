@@ -16,7 +16,7 @@ from shared import faults
 from shared.dicom import normalise
 from shared.dicom.attributes import Level, Matching, indexed
 from shared.dicom.identifiers import InstanceKey, Resource
-from shared.sql import change_feed
+from shared.sql import change_feed, partitions
 from shared.sql import tables as t
 from shared.sql.change_feed import Change
 from shared.sql.engine import uid_table
@@ -267,7 +267,7 @@ def commit_store(
     that has been deleted since; only packs that the caller made itself (``fresh_packs``) may begin a
     series, because no clean-up knows them.
     """
-    partition_key = _partition_key(connection, partition)
+    partition_key = partitions.key_of(connection, partition)
     studies = _lock_studies(connection, partition_key, {new.key.study for new in instances})
     existing = find_existing(connection, partition, (new.key for new in instances))
     committed = committed_files(connection, [new.version for new in instances])
@@ -314,16 +314,6 @@ def _check_packs(instances: Sequence[NewInstance], existing: Existing, fresh_pac
             moved[series] = existing.packs.get(series)
     if moved:
         raise PackMoved(moved)
-
-
-def _partition_key(connection: sa.Connection, name: str) -> int:
-    found = connection.execute(
-        sa.select(t.partition.c.partition_key).where(t.partition.c.partition_name == name)
-    ).scalar()
-    if found is not None:
-        return int(found)
-    row = {"partition_name": name, "created": change_feed.timestamp()}
-    return int(connection.execute(sa.insert(t.partition), row).inserted_primary_key[0])  # type: ignore[index]
 
 
 def _lock_studies(connection: sa.Connection, partition_key: int, uids: set[str]) -> dict[str, int]:

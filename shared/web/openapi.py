@@ -28,9 +28,10 @@ Every path below `/v2/studies`, `/v2/series` and `/v2/instances` exists under `/
 too; without it the partition is `{DEFAULT_PARTITION}`. HEAD answers as GET does, without a body. A path or
 method that is not listed is answered with 404."""
 
+_PARTITION_NAME = {"type": "string", "pattern": "^[0-9A-Za-z._-]{1,64}$"}
 _UID = {"type": "string", "pattern": "^[0-9A-Za-z.-]{1,64}$"}
 _PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
-    "partition": ({"type": "string", "pattern": "^[0-9A-Za-z._-]{1,64}$"}, "Name of a partition."),
+    "partition": (_PARTITION_NAME, "Name of a partition."),
     "study": (_UID, "Study Instance UID (0020,000D)."),
     "series": (_UID, "Series Instance UID (0020,000E)."),
     "instance": (_UID, "SOP Instance UID (0008,0018)."),
@@ -126,7 +127,7 @@ _SCHEMAS: Json = {
             "StudyInstanceUid": _UID,
             "SeriesInstanceUid": _UID,
             "SopInstanceUid": _UID,
-            "PartitionName": {"type": "string"},
+            "PartitionName": _PARTITION_NAME,
             "Action": {"enum": ["create", "update", "delete"]},
             "Timestamp": {"type": "string", "format": "date-time"},
             "State": {"enum": ["current", "replaced", "deleted"]},
@@ -134,6 +135,18 @@ _SCHEMAS: Json = {
         },
     },
     "ChangeFeed": {"type": "array", "items": {"$ref": "#/components/schemas/ChangeFeedEntry"}},
+    "Partitions": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["partitionKey", "partitionName", "createdDate"],
+            "properties": {
+                "partitionKey": {"type": "integer"},
+                "partitionName": _PARTITION_NAME,
+                "createdDate": {"type": "string", "format": "date-time"},
+            },
+        },
+    },
     "Health": {
         "type": "object",
         "required": ["overallStatus", "dependencies"],

@@ -234,6 +234,21 @@ TRANSACTIONS = {
         produces=("application/json",),
         schema="ChangeFeedEntry",
     ),
+    "partitions": Transaction(
+        "Partitions",
+        "an extension of this server",
+        {
+            200: "every partition, oldest first",
+            204: "nothing has been stored yet",
+            304: _UNCHANGED,
+            403: _UNSAFE,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/json",),
+        schema="Partitions",
+    ),
     "health": Transaction(
         "Health",
         "an extension of this server",
