@@ -13,7 +13,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from devhost.setup import Problem
@@ -134,9 +134,14 @@ class Azurite:
     """A running Azurite. It also ends by itself when the process that started it is gone."""
 
     def __init__(
-        self, installation: Installation, data: Path, ports: tuple[int, int, int] | None = None
+        self,
+        installation: Installation,
+        data: Path,
+        ports: tuple[int, int, int] | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
-        """Start it on loopback ``ports`` (free ones by default) and wait until it listens.
+        """Start it on loopback ``ports`` (free ones by default), with more ``arguments`` where it needs them,
+        and wait until it listens.
 
         Raises Problem.
         """
@@ -146,17 +151,19 @@ class Azurite:
         data.mkdir(parents=True, exist_ok=True)
         self.ports = ports or free_ports()
         self.log = data / "azurite.log"
-        self.process = self._start(node, installation.script, data)
+        self.process = self._start(node, installation.script, data, arguments)
         try:
             self._wait()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, node: str, script: Path, data: Path) -> subprocess.Popen[bytes]:
+    def _start(
+        self, node: str, script: Path, data: Path, arguments: Sequence[str]
+    ) -> subprocess.Popen[bytes]:
         guard = Path(__file__).with_name("stop_with_parent.cjs")
         command = [node, "--require", str(guard), str(script), "--location", str(data), "--silent"]
-        command += ["--skipApiVersionCheck", "--disableTelemetry"]
+        command += ["--skipApiVersionCheck", "--disableTelemetry", *arguments]
         for name, port in zip(("blob", "queue", "table"), self.ports, strict=True):
             command += [f"--{name}Host", "127.0.0.1", f"--{name}Port", str(port)]
         with self.log.open("wb") as log:  # own session: Ctrl-C must not reach it before the server is down

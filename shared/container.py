@@ -38,13 +38,11 @@ def credential() -> Any:
 @cache
 def blob_store() -> BlobStore:
     """The storage account of ``AzureWebJobsStorage``."""
-    from shared.blobs.store import BlobStore, create_service
+    from shared.blobs.store import connect
 
     config = settings()
     connection = config.storage_connection
-    return BlobStore(
-        create_service(connection, config.blob_service_uri, None if connection else credential())
-    )
+    return connect(connection, config.blob_service_uri, None if connection else credential())
 
 
 @cache

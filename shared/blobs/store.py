@@ -6,9 +6,13 @@ decided here, once. Every method raises DependencyUnavailable when storage canno
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,10 +26,12 @@ from azure.core.exceptions import (
     ResourceModifiedError,
     ResourceNotFoundError,
 )
+from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob import BlobBlock, BlobProperties
 from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
 
 from shared.blobs import names
+from shared.blobs.ranged_reads import RangedReads
 from shared.errors import DependencyUnavailable
 
 BLOCK = 4 * 1024 * 1024
@@ -33,6 +39,10 @@ BLOCK = 4 * 1024 * 1024
 
 APPEND_LIMIT = 4 * 1024 * 1024
 """Bytes one append may carry (Put Block limits, service versions before 2022-11-02)."""
+
+
+_BLOCKS_AHEAD = 2
+"""Blocks read ahead of their turn: docs/benchmarks.md says what more of them gave."""
 
 
 class BlobNotFound(Exception):
@@ -60,8 +70,9 @@ class BlobItem:
 class BlobStore:
     """The containers of one storage account."""
 
-    def __init__(self, service: BlobServiceClient) -> None:
+    def __init__(self, service: BlobServiceClient, ranged_reads: RangedReads) -> None:
         self._service = service
+        self._ranged_reads = ranged_reads
         self._containers: dict[str, ContainerClient] = {}
 
     async def prepare(self) -> None:
@@ -108,24 +119,57 @@ class BlobStore:
             )
 
     async def read(self, container: str, name: str, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset`` on, in one request where they fit one block."""
-        parts = [chunk async for chunk in self.stream(container, name, offset, length)]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        """``length`` bytes from ``offset`` on, in one request where they fit a block. Raises BlobNotFound."""
+        if length <= 0:
+            return b""
+        if length > BLOCK:
+            return b"".join([chunk async for chunk in self.stream(container, name, offset, length)])
+        async with _translated():
+            return await self._ranged_reads.read(container, name, offset, length)
 
     async def stream(
         self, container: str, name: str, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[bytes]:
-        """The bytes of a range (or of all from ``offset`` on), block by block. Raises BlobNotFound."""
-        if length == 0:
+        """The bytes of a range (or of all from ``offset`` on), block by block. Raises BlobNotFound.
+
+        With a length the blob must be one that nobody changes under its name: its blocks are read by
+        themselves, and some ahead of their turn.
+        """
+        if length is not None:
+            async with aclosing(self._blocks(container, name, offset, length)) as blocks:
+                async for block in blocks:
+                    yield block
             return
         async with _translated():
             client = self._container(container).get_blob_client(name)
-            start = (
-                offset if offset or length else None
-            )  # a range of an empty blob is an error, all of it not
-            download = await client.download_blob(offset=start, length=length, max_concurrency=1)
+            # a range of an empty blob is an error, all of it not
+            download = await client.download_blob(offset=offset or None, max_concurrency=1)
             async for chunk in download.chunks():
                 yield chunk
+
+    async def _blocks(
+        self, container: str, name: str, offset: int, length: int
+    ) -> AsyncGenerator[bytes, None]:
+        """The blocks of a range in order. The first is read alone, because somebody waits for it."""
+        end = offset + length
+        starts = iter(range(offset, end, BLOCK))
+        waiting: deque[asyncio.Task[bytes]] = deque()
+
+        def read_ahead(blocks: int) -> None:
+            for start in itertools.islice(starts, blocks - len(waiting)):
+                reading = self.read(container, name, start, min(BLOCK, end - start))
+                waiting.append(asyncio.create_task(reading))
+
+        try:
+            read_ahead(1)
+            while waiting:
+                block = await waiting.popleft()
+                read_ahead(_BLOCKS_AHEAD)
+                yield block
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def delete(self, container: str, name: str) -> None:
         """Delete a blob; one that is gone already is fine."""
@@ -202,7 +246,10 @@ def _block_id(number: int) -> str:
 
 
 def _error_code(error: HttpResponseError) -> str:
-    return str(getattr(error, "error_code", "") or "").rpartition(".")[2]
+    code = getattr(error, "error_code", "")
+    if not code:
+        code = getattr(error.response, "headers", {}).get("x-ms-error-code", "")
+    return str(code).rpartition(".")[2]
 
 
 @contextlib.asynccontextmanager
@@ -226,22 +273,28 @@ def _retries() -> LinearRetry:
     return LinearRetry(**timing)
 
 
-def create_service(connection: str, uri: str, credential: Any) -> BlobServiceClient:
-    """A client for a connection string (local) or for an account URI and a credential (Azure).
+def connect(
+    connection: str, uri: str, credential: Any, transport: AioHttpTransport | None = None
+) -> BlobStore:
+    """The account of a connection string (local), or of an account URI and a token credential (Azure).
 
     Single requests carry up to 8 MiB; larger blobs move in blocks of :data:`BLOCK`. Retries are few and
-    fast because HTTP clients wait: what still fails is answered with 503.
+    fast because HTTP clients wait: what still fails is answered with 503. Only tests give a ``transport``.
     """
+    transport = transport or AioHttpTransport(
+        connection_timeout=5, read_timeout=60, connection_data_block_size=256 * 1024
+    )
     options: dict[str, Any] = {
         "max_single_put_size": 64 * 1024 * 1024,
         "max_block_size": BLOCK,
         "max_single_get_size": BLOCK,
         "max_chunk_get_size": BLOCK,
         "retry_policy": _retries(),
-        "connection_timeout": 5,
-        "read_timeout": 60,
+        "transport": transport,
         "logging_enable": False,
     }
     if connection:
-        return BlobServiceClient.from_connection_string(connection, **options)
-    return BlobServiceClient(uri, credential=credential, **options)
+        service = BlobServiceClient.from_connection_string(connection, **options)
+        return BlobStore(service, RangedReads(service, transport, _retries()))
+    service = BlobServiceClient(uri, credential=credential, **options)
+    return BlobStore(service, RangedReads(service, transport, _retries(), credential))
