@@ -1,4 +1,7 @@
-"""Creates the app's containers: what the deployment does in Azure. ``python -m devhost.prepare``."""
+"""Creates the app's containers and queues: what the deployment does in Azure.
+
+``python -m devhost.prepare``
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ import sys
 
 
 async def prepare() -> None:
-    """Make the containers that do not exist in the account of ``AzureWebJobsStorage``."""
+    """Make the containers and queues that do not exist in the account of ``AzureWebJobsStorage``.
+
+    Tables are made by the app when it first writes to them.
+    """
     from shared import container
 
-    store = container.blob_store()
+    store, queue = container.blob_store(), container.operation_queue()
     try:
         await store.prepare()
+        await queue.prepare()
     finally:
         await store.close()
+        await queue.close()
 
 
 if __name__ == "__main__":

@@ -34,3 +34,13 @@ async def reconcile_blobs(timer: func.TimerRequest) -> None:
     summary = {result.name: count for result, count in counts.items() if count}
     if taken or summary or compacted:
         log.info("Took %d from the inbox; reconciled %s; compacted %d packs.", taken, summary, compacted)
+
+
+@blueprint.function_name("tend_operations")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_OPERATIONS_SCHEDULE%", use_monitor=True)
+async def tend_operations(timer: func.TimerRequest) -> None:
+    """Wake operations that have stalled, and forget those that ended long ago."""
+    revived = await services.operations.revive()
+    removed = await services.operations.remove_old()
+    if revived or removed:
+        log.info("Woke %d operations; forgot %d.", revived, removed)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
 
     from shared.blobs.store import BlobStore
+    from shared.operations.queue import OperationQueue
     from shared.operations.state import State
+    from shared.operations.table import OperationTable
     from shared.sql.engine import Database
 
 
@@ -68,3 +70,23 @@ def state() -> State:
     from shared.operations.state import State
 
     return State(table_service())
+
+
+@cache
+def operation_table() -> OperationTable:
+    """Status of long-running operations in Table Storage."""
+    from shared.operations.table import OperationTable
+
+    return OperationTable(table_service())
+
+
+@cache
+def operation_queue() -> OperationQueue:
+    """The queues of long-running operations."""
+    from shared.operations.queue import OperationQueue, create_service
+
+    config = settings()
+    connection = config.storage_connection
+    return OperationQueue(
+        create_service(connection, config.queue_service_uri, None if connection else credential())
+    )

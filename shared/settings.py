@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(104_857_600, alias="FUNCTIONS_REQUEST_BODY_SIZE_LIMIT", gt=0)
     azure_instance_id: str = Field("", alias="WEBSITE_INSTANCE_ID")
     cleanup_delay_seconds: int = Field(300, alias="DICOM_CLEANUP_DELAY_SECONDS", ge=0)
+    operation_days: int = Field(30, alias="DICOM_OPERATION_DAYS", ge=1)
     orphan_grace_seconds: int = Field(3600, alias="DICOM_ORPHAN_GRACE_SECONDS", ge=0)
 
 

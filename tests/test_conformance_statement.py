@@ -213,10 +213,17 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("partitions", 200): lambda s: s.client.get("/v2/partitions"),
     ("partitions", 304): lambda s: s.client.get("/v2/partitions", headers=HELD),
     ("partitions", 406): lambda s: s.client.get("/v2/partitions", headers=NO_SUCH_TYPE),
+    ("operations", 404): lambda s: s.client.get(f"/v2/operations/{'0' * 32}"),
+    ("cancel_operation", 404): lambda s: s.client.delete("/v2/operations/none"),
     ("health", 200): lambda s: s.client.get("/health/check"),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }
-ELSEWHERE = {("read_latest_change", 204), ("partitions", 204)}
+ELSEWHERE = {
+    ("read_latest_change", 204),
+    ("partitions", 204),
+    *(("operations", status) for status in (200, 202)),
+    *(("cancel_operation", status) for status in (200, 202, 409)),
+}
 """Provoked by a test of its own, like every 403 and 503."""
 
 

@@ -23,6 +23,7 @@ from pydicom.uid import generate_uid
 
 from devhost.azurite import connection_string
 from shared.blobs import names
+from tests import operations_harness
 from tests.audit import (
     HTTP,
     assert_whole,
@@ -70,6 +71,7 @@ TESTED = {
     *INBOX_POINTS,
     *INGEST_POINTS,
     "store.blocks_committed",
+    *operations_harness.POINTS,  # by the tests of operations
 }
 
 

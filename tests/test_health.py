@@ -33,7 +33,7 @@ def test_all_dependencies_are_healthy(server: Server) -> None:
     assert response.headers["cache-control"] == "no-store"
     assert response.json()["overallStatus"] == "Healthy"
     assert {name: d["status"] for name, d in dependencies.items()} == dict.fromkeys(
-        ("BlobStorage", "TableStorage", "Sql"), "Healthy"
+        ("BlobStorage", "TableStorage", "QueueStorage", "Sql"), "Healthy"
     )
     assert all(d["description"] == "" for d in dependencies.values())
 
@@ -52,7 +52,7 @@ def test_storage_that_does_not_answer_is_named(start_server: StartServer) -> Non
     assert int(response.headers["retry-after"]) > 0
     assert response.json()["overallStatus"] == "Unhealthy"
     assert dependencies["Sql"]["status"] == "Healthy"
-    for name in ("BlobStorage", "TableStorage"):
+    for name in ("BlobStorage", "TableStorage", "QueueStorage"):
         assert dependencies[name]["status"] == "Unhealthy"
         assert dependencies[name]["description"].endswith(".")
     assert "AccountKey" not in response.text
@@ -77,9 +77,10 @@ async def test_a_malformed_setting_is_a_finding(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(container, "blob_store", malformed)
     monkeypatch.setattr(container, "table_service", malformed)
+    monkeypatch.setattr(container, "operation_queue", malformed)
     monkeypatch.setattr(container, "database", lambda: Database(f"sqlite:///{tmp_path / 'dicom.db'}"))
     report = await services.health.check()
     assert not report.healthy
-    assert [d.healthy for d in report.dependencies] == [False, False, True]
+    assert [d.healthy for d in report.dependencies] == [False, False, False, True]
     assert all("ValueError" in d.description for d in report.dependencies if not d.healthy)
     assert all("key" not in d.description for d in report.dependencies)

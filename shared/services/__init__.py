@@ -19,6 +19,7 @@ _MODULES = frozenset(
         "ingest",
         "metadata",
         "partitions",
+        "operations",
         "reindex",
         "rendered",
         "retrieve",

@@ -34,12 +34,13 @@ class Report:
 
 
 async def check() -> Report:
-    """Ask Blob Storage, Table Storage and SQL whether they answer, all at once."""
+    """Ask Blob, Table and Queue Storage and SQL whether they answer, all at once."""
     return Report(
         tuple(
             await asyncio.gather(
                 _probe("BlobStorage", lambda: container.blob_store().ping()),
                 _probe("TableStorage", _ping_tables),
+                _probe("QueueStorage", lambda: container.operation_queue().ping()),
                 _probe("Sql", lambda: container.database().ping()),
             )
         )

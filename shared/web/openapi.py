@@ -36,6 +36,7 @@ _PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
     "series": (_UID, "Series Instance UID (0020,000E)."),
     "instance": (_UID, "SOP Instance UID (0008,0018)."),
     "frames": ({"type": "string", "examples": ["1", "1,2,3"]}, "Frame numbers from 1, separated by commas."),
+    "operation": ({"type": "string", "pattern": "^[0-9a-f]{32}$"}, "Id of a long-running operation."),
     "path": (
         {"type": "string", "examples": ["7FE00010"]},
         "The value within the instance: its tag, below sequences preceded by tag and item of each; "
@@ -146,6 +147,37 @@ _SCHEMAS: Json = {
                 "createdDate": {"type": "string", "format": "date-time"},
             },
         },
+    },
+    "Operation": {
+        "type": "object",
+        "required": [
+            "operationId",
+            "type",
+            "status",
+            "percentComplete",
+            "createdTime",
+            "lastUpdatedTime",
+            "resources",
+            "results",
+            "errors",
+        ],
+        "properties": {
+            "operationId": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+            "type": {"type": "string"},
+            "status": {"enum": ["notStarted", "running", "succeeded", "failed", "canceled"]},
+            "percentComplete": {"type": "integer", "minimum": 0, "maximum": 100},
+            "createdTime": {"type": "string", "format": "date-time"},
+            "lastUpdatedTime": {"type": "string", "format": "date-time"},
+            "resources": {"type": "array", "items": {"type": "string", "format": "uri"}},
+            "results": {"description": "What came of it, by type; null while it runs."},
+            "errors": {"type": "array", "items": {"type": "string"}},
+        },
+    },
+    "OperationReference": {
+        "description": "The operation that a request has started.",
+        "type": "object",
+        "required": ["id", "href"],
+        "properties": {"id": {"type": "string"}, "href": {"type": "string", "format": "uri"}},
     },
     "Health": {
         "type": "object",

@@ -1,0 +1,65 @@
+"""Long-running operations (the ancestor's extension): ``GET`` and ``DELETE /v2/operations/{id}``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Request, Response
+
+from functions import http, routes
+from shared import services
+
+if TYPE_CHECKING:
+    from shared.services.operations import Operation
+
+blueprint = func.Blueprint()
+
+_RETRY_AFTER = "2"
+
+
+@http.route(blueprint, routes.OPERATION, ["GET", "HEAD"], partitioned=False)
+async def read_operation(request: Request) -> Response:
+    """200 with the outcome of an operation that has ended, 202 while it runs."""
+    return _status(request, await services.operations.get(request.path_params["operation"]))
+
+
+@http.route(blueprint, routes.OPERATION, ["DELETE"], partitioned=False)
+async def cancel_operation(request: Request) -> Response:
+    """Cancel an operation: 202 until nothing of it runs any more, 200 where it is canceled already."""
+    return _status(request, await services.operations.cancel(request.path_params["operation"]))
+
+
+def accepted(request: Request, operation: Operation) -> Response:
+    """202: the operation that a transaction has started."""
+    import orjson
+
+    href = _href(request, operation)
+    body = orjson.dumps({"id": operation.id, "href": href})
+    headers = {"Location": href, "Retry-After": _RETRY_AFTER}
+    return Response(body, status_code=202, media_type="application/json", headers=headers)
+
+
+def _status(request: Request, operation: Operation) -> Response:
+    import orjson
+
+    body: dict[str, Any] = {
+        "operationId": operation.id,
+        "type": operation.type,
+        "status": operation.status,
+        "percentComplete": operation.percent_complete,
+        "createdTime": operation.created,
+        "lastUpdatedTime": operation.last_updated,
+        "resources": [f"{http.base_url(request)}/{routes.BASE}/{path}" for path in operation.resources],
+        "results": operation.results,
+        "errors": list(operation.errors),
+    }
+    headers = {"Cache-Control": "no-store"}
+    if not operation.ended:
+        headers |= {"Retry-After": _RETRY_AFTER, "Location": _href(request, operation)}
+    status = 200 if operation.ended else 202
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json", headers=headers)
+
+
+def _href(request: Request, operation: Operation) -> str:
+    return f"{http.base_url(request)}/{routes.OPERATION.replace('{operation}', operation.id)}"
