@@ -132,6 +132,16 @@ def without_instances(path: str) -> Probe:
     return probe
 
 
+def no_such_operation(method: str) -> Probe:
+    """Operations are told apart by ids that nobody can guess; what starts one is probed for itself."""
+
+    def probe(tenant: Tenant, _uids: Uids) -> None:
+        url = f"{tenant.server.v2}/operations/{'0' * 32}"
+        assert httpx.request(method, url, timeout=60).status_code == 404
+
+    return probe
+
+
 READS: dict[str, Probe] = {
     "retrieve_study": retrieve(lambda u: u.study_path),
     "retrieve_series": retrieve(lambda u: u.series_path),
@@ -160,6 +170,8 @@ READS: dict[str, Probe] = {
     "read_latest_change": latest_change,
     "list_partitions": without_instances("v2/partitions"),
     "read_openapi": without_instances("v2/openapi.json"),
+    "read_operation": no_such_operation("GET"),
+    "cancel_operation": no_such_operation("DELETE"),
     "check_health": without_instances("health/check"),
 }
 """What reads, by name of its handler; several readers run at once in every partition."""
