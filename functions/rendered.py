@@ -1,8 +1,9 @@
-"""Rendered resources and thumbnails (PS3.18 §10.4.1.1.3, §10.4.1.1.4): images of 8 bits, ready to be seen."""
+"""Rendered resources and thumbnails (PS3.18 §10.4.1.1.3, §10.4.1.1.4): images of 8 bits, and pages."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import azure.functions as func
@@ -10,6 +11,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import frames, http, multi_part, routes, single_part
 from shared import services
+from shared.dicom import report
 from shared.dicom.render import Options, thumbnail_options
 from shared.errors import DicomServerError, NotAcceptable
 from shared.web import rendering, urls
@@ -81,9 +83,12 @@ async def _rendered(request: Request) -> Response:
     document = await services.rendered.read_document(found[0]) if len(found) == 1 and not numbers else None
     if document:
         return await _document(request, found[0], *document)
-    found = services.rendered.renderable(found)
-    images: Images = [(s, numbers or range(1, s.number_of_frames + 1)) for s in found]
-    return await _respond(request, images, options)
+    usable = services.rendered.renderable(found, reports=not numbers)
+    return await _respond(request, [(s, numbers or _all_frames(s)) for s in usable], options)
+
+
+def _all_frames(stored: StoredInstance) -> range:
+    return range(1, stored.number_of_frames + 1)
 
 
 async def _document(request: Request, stored: StoredInstance, media_type: str, payload: Payload) -> Response:
@@ -106,18 +111,83 @@ async def _thumbnail(request: Request) -> Response:
 
 
 async def _respond(request: Request, images: Images, options: Options) -> Response:
-    count = sum(len(numbers) for _, numbers in images)
-    media_type, multipart = rendering.choose(http.accepted(request), count)
+    reports = [services.rendered.is_report(stored) for stored, _ in images]
+    candidates = [
+        rendering.Candidate(len(numbers), is_report)
+        for (_, numbers), is_report in zip(images, reports, strict=True)
+    ]
+    types, multipart = rendering.choose(http.accepted(request), candidates)
     root = http.service_root(request, images[0][0].key.partition)
-    if count == 1:
-        ((stored, numbers),) = images
-        location = f"{urls.instance_url(root, stored.key)}/frames/{numbers[0]}/rendered"
-        digest = services.retrieve.digest([stored], f"{location} {media_type} {options}")
-        if not multipart and http.not_modified(request, f'"{digest}"'):
-            return Response(status_code=304, headers=single_part.validators(digest))
-        at = location if multipart else ""
-        return await respond_image(request, stored, numbers[0], media_type, options, digest, at)
-    return await multi_part.respond(_parts(images, media_type, options, root), media_type)
+    renditions = [
+        Rendition(stored, numbers, media_type, options, root)
+        for (stored, numbers), media_type in zip(images, types, strict=True)
+        if media_type
+    ]
+    if len(renditions) > 1 or renditions[0].bodies > 1:
+        return await multi_part.respond(_parts(renditions), renditions[0].media_type)
+    (rendition,) = renditions
+    digest = services.retrieve.digest([rendition.stored], rendition.identity)
+    if not multipart and http.not_modified(request, f'"{digest}"'):
+        return Response(status_code=304, headers=single_part.validators(digest))
+    payload = await anext(rendition.payloads())
+    if isinstance(payload, DicomServerError):
+        raise payload
+    location = rendition.location(0) if multipart else ""
+    return await single_part.respond(request, payload, rendition.content_type, digest, location)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendition:
+    """One instance in the media type it is rendered as: an image of each frame, an animation, or a page."""
+
+    stored: StoredInstance
+    numbers: Sequence[int]
+    media_type: str
+    options: Options
+    root: str
+
+    @property
+    def bodies(self) -> int:
+        """How many bodies it makes."""
+        return 1 if self.media_type in (rendering.GIF, rendering.REPORT) else len(self.numbers)
+
+    @property
+    def content_type(self) -> str:
+        """The media type, with the character set of a page."""
+        return f"{self.media_type}; charset=utf-8" if self.media_type == rendering.REPORT else self.media_type
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal bodies of one version of the instance."""
+        return f"{self.location(0)} {self.media_type} {self.options}"
+
+    @property
+    def links(self) -> report.Links:
+        """Where the references of a page lead."""
+        return report.Links(self.root, self._url)
+
+    @property
+    def _url(self) -> str:
+        return urls.instance_url(self.root, self.stored.key)
+
+    def location(self, index: int) -> str:
+        """Where the body is by itself."""
+        if self.bodies == len(self.numbers):
+            return f"{self._url}/frames/{self.numbers[index]}/rendered"
+        if list(self.numbers) == list(_all_frames(self.stored)):
+            return f"{self._url}/rendered"
+        return f"{self._url}/frames/{','.join(map(str, self.numbers))}/rendered"
+
+    async def payloads(self) -> AsyncIterator[Payload | DicomServerError]:
+        """The bodies; in the place of a frame that cannot be rendered is why. Raises DicomServerError."""
+        if self.media_type == rendering.REPORT:
+            yield await services.rendered.render_report(self.stored, self.links)
+        elif self.media_type == rendering.GIF and len(self.numbers) > 1:
+            yield await services.rendered.render_animation(self.stored, self.numbers, self.options)
+        else:
+            images = services.rendered.render_frames(self.stored, self.numbers, self.media_type, self.options)
+            async for image in images:
+                yield image
 
 
 async def respond_image(
@@ -127,26 +197,24 @@ async def respond_image(
     media_type: str,
     options: Options,
     digest: str,
-    location: str = "",
 ) -> Response:
     """Answer with the image of one frame; see :func:`single_part.respond`."""
     image = await anext(services.rendered.render_frames(stored, [number], media_type, options))
     if isinstance(image, DicomServerError):
         raise image
-    return await single_part.respond(request, image, media_type, digest, location)
+    return await single_part.respond(request, image, media_type, digest)
 
 
-async def _parts(
-    images: Images, media_type: str, options: Options, root: str
-) -> AsyncIterator[multi_part.Part]:
-    """The images; in the place of one that cannot be made is a problem."""
-    for stored, numbers in images:
-        url = f"{urls.instance_url(root, stored.key)}/frames"
-        turn = iter(numbers)
+async def _parts(renditions: Sequence[Rendition]) -> AsyncIterator[multi_part.Part]:
+    """The bodies; in the place of one that cannot be made is a problem."""
+    for rendition in renditions:
+        index = 0
         try:
-            async for image in services.rendered.render_frames(stored, numbers, media_type, options):
-                yield multi_part.Part(media_type, f"{url}/{next(turn)}/rendered", image)
+            async for payload in rendition.payloads():
+                yield multi_part.Part(rendition.content_type, rendition.location(index), payload)
+                index += 1
         except DicomServerError as error:
-            if len(images) == 1:
+            if len(renditions) == 1:
                 raise
-            yield multi_part.Part(media_type, urls.instance_url(root, stored.key), error)
+            url = urls.instance_url(rendition.root, rendition.stored.key)
+            yield multi_part.Part(rendition.media_type, url, error)

@@ -9,11 +9,16 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http
 from shared import services
+from shared.dicom import report
 from shared.web import ranges
 from shared.web.multipart import MultipartWriter
 
 if TYPE_CHECKING:
     from shared.services.retrieve import Payload
+
+
+_NO_SCRIPTS = "sandbox; default-src 'none'"  # a browser would run the scripts of a stored document
+_POLICIES = {"text/xml": _NO_SCRIPTS, report.MEDIA_TYPE: f"{_NO_SCRIPTS}; style-src '{report.STYLE_HASH}'"}
 
 
 async def respond(
@@ -33,8 +38,9 @@ async def respond(
     etag = headers["ETag"]
     if http.not_modified(request, etag):
         return Response(status_code=304, headers=headers)
-    if content_type == "text/xml":  # a browser would run the scripts of a stored document
-        headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    policy = _POLICIES.get(content_type.partition(";")[0])
+    if policy:
+        headers["Content-Security-Policy"] = policy
     headers |= {"Content-Type": content_type, **http.content_length(payload.length)}
     if payload.cut is not None and payload.length is not None:
         headers["Accept-Ranges"] = "bytes"

@@ -16,6 +16,7 @@ from shared.dicom.render import MEDIA_TYPES, Options, Viewport
 from shared.errors import NotAcceptable
 from shared.web import negotiate, wado_uri
 from shared.web.accept import MediaRange, matches
+from shared.web.rendering import REPORT
 
 if TYPE_CHECKING:
     from shared.sql.instances import StoredInstance
@@ -33,6 +34,8 @@ async def retrieve_by_wado_uri(request: Request) -> Response:
     offered = [document[0]] if document else []
     if services.rendered.is_renderable(stored):
         offered += MEDIA_TYPES
+    elif services.rendered.is_report(stored):
+        offered.append(REPORT)
     offered.append(negotiate.DICOM)
     wanted = asked.content_types or (offered[0],)
     chosen = next((o for w in wanted for o in offered if matches(w, o)), "")
@@ -43,7 +46,17 @@ async def retrieve_by_wado_uri(request: Request) -> Response:
         return await single_part.respond(request, document[1], chosen, digest)
     if chosen == negotiate.DICOM:
         return await _instance(request, stored, asked.transfer_syntax)
+    if chosen == REPORT:
+        return await _report(request, stored)
     return await _image(request, stored, asked, chosen)
+
+
+async def _report(request: Request, stored: StoredInstance) -> Response:
+    root = http.service_root(request, stored.key.partition)
+    page = rendered.Rendition(stored, (), REPORT, Options(), root)
+    payload = await services.rendered.render_report(stored, page.links)
+    digest = services.retrieve.digest([stored], page.identity)
+    return await single_part.respond(request, payload, page.content_type, digest)
 
 
 async def _instance(request: Request, stored: StoredInstance, transfer_syntax: str) -> Response:

@@ -1,4 +1,4 @@
-"""One frame as an image for the eye: 8-bit grey or RGB, as JPEG or PNG (PS3.3 §C.11, PS3.18 §8.3.5, §8.7.4).
+"""One frame as an image for the eye: 8-bit grey or RGB in a file (PS3.3 §C.11, PS3.18 §8.3.5, §8.7.4).
 
 Grey values take the modality LUT, the VOI LUT and the polarity of the photometric interpretation, in this
 order. Values of up to 16 bits are mapped once each, in a table, whatever the size of the frame.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
+MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/gif": "GIF"}
 """What is made, the default first, by the name Pillow has for it."""
 
 LARGEST_VIEWPORT = 4096
@@ -105,8 +105,8 @@ def encode(pixels: Array, media_type: str, quality: int) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    more: dict[str, Any] = {"quality": quality} if media_type == "image/jpeg" else {"compress_level": 1}
-    Image.fromarray(pixels).save(out, MEDIA_TYPES[media_type], **more)
+    more: dict[str, Any] = {"image/jpeg": {"quality": quality}, "image/png": {"compress_level": 1}}
+    Image.fromarray(pixels).save(out, MEDIA_TYPES[media_type], **more.get(media_type, {}))
     return out.getvalue()
 
 

@@ -254,8 +254,13 @@ async def around_pixel_data(stored: StoredInstance) -> Surroundings | None:
 
 async def read_document(stored: StoredInstance) -> dict[str, Any]:
     """The instance's metadata as a DICOM JSON object, its bulk data by relative names."""
-    document: dict[str, Any] = orjson.loads(await _read_record(stored, 0, stored.place.document_length))
+    document: dict[str, Any] = orjson.loads(await read_document_text(stored))
     return document
+
+
+async def read_document_text(stored: StoredInstance) -> bytes:
+    """The text of that object, whose numbers have their digits as stored."""
+    return await _read_record(stored, 0, stored.place.document_length)
 
 
 async def in_native_syntax(stored: StoredInstance, target: str) -> Payload:

@@ -62,7 +62,10 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class StoredInstance:
-    """What retrieving an instance needs to know of it."""
+    """What retrieving an instance needs to know of it.
+
+    ``instance_number`` is None where it is missing or no number; ``modality`` is in lower case.
+    """
 
     key: InstanceKey
     version: str
@@ -72,6 +75,9 @@ class StoredInstance:
     frame_offset: int
     frame_bits: int
     place: Place
+    sop_class: str = ""
+    instance_number: int | None = None
+    modality: str = ""
 
 
 class PackMoved(Exception):
@@ -149,6 +155,9 @@ def find_instances(connection: sa.Connection, resource: Resource) -> list[Stored
             i.c.document_length,
             i.c.bulkdata_length,
             i.c.frames_length,
+            i.c.sop_class_uid,
+            i.c.instance_number,
+            t.series.c.modality,
         )
         .select_from(t.partition)
         .join(t.study, t.study.c.partition_key == t.partition.c.partition_key)
@@ -162,6 +171,9 @@ def find_instances(connection: sa.Connection, resource: Resource) -> list[Stored
             InstanceKey(resource.partition, row[0], row[1], row[2]),
             *row[3:9],
             Place(*row[9:14]),
+            row[14] or "",
+            row[15],
+            row[16] or "",
         )
         for row in connection.execute(statement)
     ]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from shared.dicom import report
 from shared.dicom.render import LARGEST_VIEWPORT, MEDIA_TYPES, WINDOW_FUNCTIONS, Options, Viewport, Window
 from shared.errors import InvalidRequest, NotAcceptable
 from shared.web.accept import MediaRange, matches
+
+GIF = "image/gif"
+REPORT = report.MEDIA_TYPE
 
 _FUNCTIONS = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
 
@@ -83,13 +88,51 @@ def _quality(text: str) -> int:
     return int(text)
 
 
-def choose(ranges: Sequence[MediaRange], count: int) -> tuple[str, bool]:
-    """Media type of the images and whether they come as multipart, for ``count``. Raises NotAcceptable."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What there is of one instance to render: a number of frames, or a report."""
+
+    frames: int
+    report: bool = False
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The media types it can be had in, the default first."""
+        return (REPORT,) if self.report else tuple(MEDIA_TYPES)
+
+    def bodies(self, media_type: str) -> int:
+        """How many bodies it makes in that type: an image a frame, but one GIF of all."""
+        return 1 if media_type in (REPORT, GIF) else self.frames
+
+
+def choose(ranges: Sequence[MediaRange], candidates: Sequence[Candidate]) -> tuple[list[str], bool]:
+    """The media type of each candidate, empty where it is left out, and whether the answer is multipart.
+
+    Each comes in the type it fits best of those allowed in multipart; or one alone where only one fits.
+    Raises NotAcceptable.
+    """
     for given in ranges:
-        multipart = given.multipart or (given.media_type == "*/*" and count > 1)
-        for offered in MEDIA_TYPES:
-            if matches(given.media_type, offered) and (multipart or count == 1):
-                return offered, multipart
-    if count > 1 and any(matches(given.media_type, offered) for given in ranges for offered in MEDIA_TYPES):
+        if given.multipart or given.media_type == "*/*":
+            types = [_best(ranges, candidate) for candidate in candidates]
+            if any(types):
+                bodies = sum(c.bodies(of) for c, of in zip(candidates, types, strict=True) if of)
+                return types, given.multipart or bodies > 1
+            continue
+        types = [_alone(given, candidate) for candidate in candidates]
+        if sum(map(bool, types)) == 1:
+            return types, False
+    if any(matches(given.media_type, of) for given in ranges for c in candidates for of in c.offered):
         raise NotAcceptable("Several images are available as multipart/related only.")
-    raise NotAcceptable("Images are rendered as image/jpeg and image/png.")
+    if all(candidate.report for candidate in candidates):
+        raise NotAcceptable("Reports are rendered as text/html.")
+    raise NotAcceptable("Images are rendered as image/jpeg, image/png and image/gif, reports as text/html.")
+
+
+def _best(ranges: Sequence[MediaRange], candidate: Candidate) -> str:
+    several = (given for given in ranges if given.multipart or given.media_type == "*/*")
+    return next((of for given in several for of in candidate.offered if matches(given.media_type, of)), "")
+
+
+def _alone(given: MediaRange, candidate: Candidate) -> str:
+    types = (of for of in candidate.offered if matches(given.media_type, of))
+    return next((of for of in types if candidate.bodies(of) == 1), "")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_IMAGES = ("image/jpeg", "image/png")
+_IMAGES = ("image/jpeg", "image/png", "image/gif")
+_PAGE = "text/html"
 _DOCUMENTS = ("application/pdf", "text/xml", "model/*", "video/*")
 _PART = "the part that Range asks for, of a body whose length is known"
 _OUTSIDE = "no byte of the Range exists; Content-Range says how many bytes there are"
@@ -121,25 +122,25 @@ TRANSACTIONS = {
         "Rendered and thumbnails",
         "WADO-RS, PS3.18 §10.4.1.1.3, §10.4.1.1.4",
         {
-            200: "the images",
-            206: f"one image: {_PART}",
-            304: f"one image: {_UNCHANGED}",
+            200: "the images and pages",
+            206: f"one image or page: {_PART}",
+            304: f"one image or page: {_UNCHANGED}",
             400: "a query parameter, the frame list, a UID or the partition is malformed or not supported",
             403: _UNSAFE,
             404: "the study, series or instance does not exist, or the instance has no such frame",
-            406: "Accept allows nothing that can be sent, or there is no image that can be rendered",
+            406: "Accept allows nothing that can be sent, or there is nothing that can be rendered",
             416: _OUTSIDE,
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=(*_IMAGES, "multipart/related", *_DOCUMENTS),
+        produces=(*_IMAGES, _PAGE, "multipart/related", *_DOCUMENTS),
         answered=frozenset({200, 206}),
     ),
     "wado_uri": Transaction(
         "WADO-URI",
         "PS3.18 §9",
         {
-            200: "the instance, an image of a frame, or the document or video it holds",
+            200: "the instance, an image of a frame, the page of a report, or the document or video it holds",
             206: _PART,
             304: _UNCHANGED,
             400: "a parameter is missing, unknown, malformed or not supported, or the partition is malformed",
@@ -150,7 +151,7 @@ TRANSACTIONS = {
             500: _BUG,
             503: _UNAVAILABLE,
         },
-        produces=(*_IMAGES, "application/dicom", *_DOCUMENTS),
+        produces=(*_IMAGES, _PAGE, "application/dicom", *_DOCUMENTS),
         answered=frozenset({200, 206}),
     ),
     "bulkdata": Transaction(
