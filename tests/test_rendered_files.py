@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pydicom.data import get_testdata_file
 from tests.conftest import Server
 from tests.dicom_files import make_file, read_multipart, real_files
 from tests.partition import Partition
+from tests.tools import tool
 
 DICOM = {"Content-Type": "application/dicom"}
 PNG = {"Accept": "image/png"}
@@ -68,10 +68,7 @@ def test_every_real_file_is_rendered_or_refused_with_a_reason(server: Server) ->
 
 
 def drawn_by_dcmtk(path: str, out: Path, *options: str) -> np.ndarray:
-    tool = shutil.which("dcm2img") or shutil.which("dcmj2pnm")
-    if tool is None:
-        pytest.skip("dcmtk is not installed: its renderings are what ours are compared with")
-    subprocess.run([tool, *options, "+F", "1", path, out], check=True, capture_output=True)
+    subprocess.run([tool("dcmj2pnm"), *options, "+F", "1", path, out], check=True, capture_output=True)
     return np.array(Image.open(out)).astype(int)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from devhost.azurite import Installation
 from devhost.setup import Screen
 from devhost.viewer import Package
 from tests.conftest import ROOT, Server, StartServer
+from tests.tools import tool
 
 OPTIONS = (
     "--headless=new",
@@ -62,9 +62,7 @@ def viewer(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("Chromium and its driver are not installed (Debian: chromium, chromium-driver)")
+    chromium, driver = tool("chromium"), tool("chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):

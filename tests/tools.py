@@ -1,0 +1,34 @@
+"""Programs of other makers that tests drive or compare with: Chromium and dcmtk, as Debian packages them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+PACKAGES = {
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
+    "dcm2xml": "dcmtk",
+    "dcmcjpeg": "dcmtk",
+    "dcmj2pnm": "dcmtk",
+}
+"""The package each program is in; ``.ci/run`` installs them."""
+
+_NEWER = {"dcmj2pnm": "dcm2img"}
+
+
+def tool(name: str) -> str:
+    """The path of a program. Where it is not installed the test is skipped, and in CI it fails."""
+    path = shutil.which(_NEWER.get(name, name)) or shutil.which(name)
+    if path is None:
+        missing(f"{name} is not installed (Debian's package {PACKAGES[name]})")
+    return str(path)
+
+
+def missing(what: str) -> None:
+    """Skip the test, which cannot run without ``what``; in CI fail it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what}, and in CI nothing is left out.")
+    pytest.skip(what)
