@@ -50,20 +50,21 @@ def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _resources() -> str:
     import function_app  # noqa: F401 - registers the functions
 
-    found: dict[str, tuple[list[str], str]] = {}
+    found: dict[str, tuple[list[str], str, set[str]]] = {}
     for endpoint in http.ENDPOINTS:
         if endpoint.template.startswith(routes.PARTITION_BASE):
             continue
         key = transaction_of(endpoint.handler.__module__, endpoint.handler.__name__)
         path = f"/{endpoint.template}"
         name = TRANSACTIONS[key].name
-        methods, _ = found.setdefault(f"{path} {name}", ([], name))
+        methods, _, actions = found.setdefault(f"{path} {name}", ([], name, set()))
         methods += endpoint.methods
+        actions.add(endpoint.access.action or "none")
     rows = [
-        (f"`{key.partition(' ')[0]}`", ", ".join(methods), name)
-        for key, (methods, name) in sorted(found.items())
+        (f"`{key.partition(' ')[0]}`", ", ".join(methods), name, ", ".join(sorted(actions)))
+        for key, (methods, name, actions) in sorted(found.items())
     ]
-    return _markdown(("path", "methods", "transaction"), rows)
+    return _markdown(("path", "methods", "transaction", "data action"), rows)
 
 
 def _statuses(transaction: str) -> str:

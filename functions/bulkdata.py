@@ -7,12 +7,13 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import http, routes, single_part
 from shared import services
+from shared.services.access import Action
 from shared.web import negotiate, urls
 
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.BULKDATA, ["GET", "HEAD"])
+@http.route(blueprint, routes.BULKDATA, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_bulkdata(request: Request) -> Response:
     """One value, multipart or alone."""
     resource = http.resource(request)

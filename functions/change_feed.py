@@ -12,6 +12,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, routes
 from shared import services
 from shared.errors import InvalidRequest
+from shared.services.access import Action
 from shared.web import negotiate
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PARAMETERS = {"offset", "limit", "starttime", "endtime", "includemetadata"}
 
 
-@http.route(blueprint, routes.CHANGE_FEED, ["GET", "HEAD"], partitioned=False)
+@http.route(blueprint, routes.CHANGE_FEED, ["GET", "HEAD"], action=Action.READ, partitioned=False)
 async def read_change_feed(request: Request) -> Response:
     """Entries in order of Sequence, of all partitions."""
     negotiate.json(http.accepted(request))
@@ -39,7 +40,7 @@ async def read_change_feed(request: Request) -> Response:
     return await http.json_response(request, body, "application/json")
 
 
-@http.route(blueprint, routes.CHANGE_FEED_LATEST, ["GET", "HEAD"], partitioned=False)
+@http.route(blueprint, routes.CHANGE_FEED_LATEST, ["GET", "HEAD"], action=Action.READ, partitioned=False)
 async def read_latest_change(request: Request) -> Response:
     """The newest entry; 204 while there is none."""
     negotiate.json(http.accepted(request))

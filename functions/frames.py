@@ -11,6 +11,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, multi_part, routes, single_part
 from shared import services
 from shared.errors import InvalidRequest, NotAcceptable
+from shared.services.access import Action
 from shared.web import negotiate, urls
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ blueprint = func.Blueprint()
 MOST_FRAMES = 10_000
 
 
-@http.route(blueprint, routes.FRAMES, ["GET", "HEAD"])
+@http.route(blueprint, routes.FRAMES, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_frames(request: Request) -> Response:
     """Frames of an instance, in the order of the list."""
     resource = http.resource(request)

@@ -13,7 +13,7 @@ from shared import services
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.HEALTH, ["GET", "HEAD"], partitioned=False)
+@http.route(blueprint, routes.HEALTH, ["GET", "HEAD"], action=None, partitioned=False)
 async def check_health(request: Request) -> Response:
     """200 when every dependency answers, else 503; the body says which does not."""
     report = await services.health.check()

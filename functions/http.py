@@ -18,9 +18,11 @@ import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from functions import routes
+from functions import authorization, routes
+from functions.authorization import Access
 from shared import errors
 from shared.dicom.identifiers import DEFAULT_PARTITION, Resource, check_partition, check_uid
+from shared.services.access import Action
 from shared.settings import settings
 from shared.web import content_coding, urls
 from shared.web.accept import MediaRange, parse_accept
@@ -32,12 +34,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A registered HTTP function: its unique name, its route and what it calls."""
+    """A registered HTTP function: its unique name, its route, what it calls and who may call it."""
 
     name: str
     template: str
     methods: tuple[str, ...]
     handler: Handler
+    access: Access
 
 
 ENDPOINTS: list[Endpoint] = []
@@ -45,6 +48,7 @@ ENDPOINTS: list[Endpoint] = []
 
 _STATUS: dict[type[errors.DicomServerError], tuple[int, str]] = {
     errors.InvalidRequest: (400, "Bad Request"),
+    errors.Unauthenticated: (401, "Unauthorized"),
     errors.Forbidden: (403, "Forbidden"),
     errors.NotFound: (404, "Not Found"),
     errors.NotAcceptable: (406, "Not Acceptable"),
@@ -59,49 +63,58 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _DRAIN_LIMIT = 8 * 1024 * 1024
 _EXPOSED = (
     "Accept-Ranges, Content-Location, Content-Range, Content-Type, ETag, Link, Location, Retry-After, "
-    "Warning, X-Total-Count, erroneous-dicom-attributes"
+    "Warning, WWW-Authenticate, X-Total-Count, erroneous-dicom-attributes"
 )
 
 
 def route(
-    blueprint: func.Blueprint, template: str, methods: list[str], *, partitioned: bool = True
+    blueprint: func.Blueprint,
+    template: str,
+    methods: list[str],
+    *,
+    action: Action | None,
+    partitioned: bool = True,
+    any_partition: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Register a handler for ``template`` and, where ``partitioned``, for the same path in a partition.
 
     A partitioned template is relative to the base path; others are whole. The function's name is the
-    handler's.
+    handler's. ``action`` is the data action a caller needs, None where everybody may call; of a route that
+    has no partition it is needed in all of them, or with ``any_partition`` in one.
     """
 
     def register(handler: Handler) -> Handler:
         name = handler.__name__
         if not partitioned:
-            _register(blueprint, name, template, methods, handler)
+            access = Access(action, "any" if any_partition else "all")
+            _register(blueprint, Endpoint(name, template, tuple(methods), handler, access))
             return handler
-        _register(blueprint, name, f"{routes.BASE}/{template}", methods, handler)
-        _register(blueprint, f"{name}_in_partition", f"{routes.PARTITION_BASE}/{template}", methods, handler)
+        access = Access(action, "partition")
+        for suffix, base in (("", routes.BASE), ("_in_partition", routes.PARTITION_BASE)):
+            endpoint = Endpoint(f"{name}{suffix}", f"{base}/{template}", tuple(methods), handler, access)
+            _register(blueprint, endpoint)
         return handler
 
     return register
 
 
-def _register(
-    blueprint: func.Blueprint, name: str, template: str, methods: list[str], handler: Handler
-) -> None:
-    ENDPOINTS.append(Endpoint(name, template, tuple(methods), handler))
-    answer = _answering(handler, template)
+def _register(blueprint: func.Blueprint, endpoint: Endpoint) -> None:
+    ENDPOINTS.append(endpoint)
+    answer = _answering(endpoint)
 
-    @blueprint.function_name(name)
-    @blueprint.route(route=template, methods=methods, auth_level=func.AuthLevel.ANONYMOUS)
+    @blueprint.function_name(endpoint.name)
+    @blueprint.route(route=endpoint.template, methods=endpoint.methods, auth_level=func.AuthLevel.ANONYMOUS)
     async def main(req: Request) -> Response:
         return await answer(req)
 
 
-def _answering(handler: Handler, template: str) -> Handler:
+def _answering(endpoint: Endpoint) -> Handler:
+    handler = endpoint.handler
+
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
         try:
-            if settings().azure_instance_id and template != routes.HEALTH:
-                raise errors.Forbidden("This version has no authentication and serves local requests only.")
+            await authorization.check(request, endpoint.access)
             response = await handler(request)
         except errors.DicomServerError as error:
             response = problem(error)
@@ -130,6 +143,8 @@ def problem(error: errors.DicomServerError) -> Response:
     response = _problem(status, title, str(error))
     if isinstance(error, errors.DependencyUnavailable):
         response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.Unauthenticated):
+        response.headers["WWW-Authenticate"] = authorization.challenge(error)
     if isinstance(error, errors.RangeNotSatisfiable):
         response.headers["Content-Range"] = f"bytes */{error.length}"
     return response

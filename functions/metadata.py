@@ -7,24 +7,25 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http, multi_part, routes
 from shared import services
+from shared.services.access import Action
 from shared.web import content_coding, negotiate
 
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.STUDY_METADATA, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDY_METADATA, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_study_metadata(request: Request) -> Response:
     """Metadata of all instances of a study."""
     return await _retrieve(request)
 
 
-@http.route(blueprint, routes.SERIES_METADATA, ["GET", "HEAD"])
+@http.route(blueprint, routes.SERIES_METADATA, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_series_metadata(request: Request) -> Response:
     """Metadata of all instances of a series."""
     return await _retrieve(request)
 
 
-@http.route(blueprint, routes.INSTANCE_METADATA, ["GET", "HEAD"])
+@http.route(blueprint, routes.INSTANCE_METADATA, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_instance_metadata(request: Request) -> Response:
     """Metadata of one instance."""
     return await _retrieve(request)

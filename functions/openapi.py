@@ -9,11 +9,14 @@ import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import http, routes
+from shared.services.access import Action
 
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.OPENAPI, ["GET", "HEAD"], partitioned=False)
+@http.route(
+    blueprint, routes.OPENAPI, ["GET", "HEAD"], action=Action.READ, partitioned=False, any_partition=True
+)
 async def read_openapi(request: Request) -> Response:
     """This document."""
     import orjson

@@ -9,6 +9,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import http, routes
 from shared import services
+from shared.services.access import Action
 
 if TYPE_CHECKING:
     from shared.services.operations import Operation
@@ -18,13 +19,17 @@ blueprint = func.Blueprint()
 _RETRY_AFTER = "2"
 
 
-@http.route(blueprint, routes.OPERATION, ["GET", "HEAD"], partitioned=False)
+@http.route(
+    blueprint, routes.OPERATION, ["GET", "HEAD"], action=Action.READ, partitioned=False, any_partition=True
+)
 async def read_operation(request: Request) -> Response:
     """200 with the outcome of an operation that has ended, 202 while it runs."""
     return _status(request, await services.operations.get(request.path_params["operation"]))
 
 
-@http.route(blueprint, routes.OPERATION, ["DELETE"], partitioned=False)
+@http.route(
+    blueprint, routes.OPERATION, ["DELETE"], action=Action.MANAGE, partitioned=False, any_partition=True
+)
 async def cancel_operation(request: Request) -> Response:
     """Cancel an operation: 202 until nothing of it runs any more, 200 where it is canceled already."""
     return _status(request, await services.operations.cancel(request.path_params["operation"]))

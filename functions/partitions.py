@@ -9,12 +9,13 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, routes
 from shared import services
 from shared.errors import NotAcceptable
+from shared.services.access import Action
 from shared.web import accept
 
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.PARTITIONS, ["GET", "HEAD"], partitioned=False)
+@http.route(blueprint, routes.PARTITIONS, ["GET", "HEAD"], action=Action.READ, partitioned=False)
 async def list_partitions(request: Request) -> Response:
     """All partitions, oldest first; 204 while there is none."""
     if not accept.accepts(http.accepted(request), "application/json"):

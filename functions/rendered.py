@@ -14,6 +14,7 @@ from shared import services
 from shared.dicom import report
 from shared.dicom.render import Options, thumbnail_options
 from shared.errors import DicomServerError, NotAcceptable
+from shared.services.access import Action
 from shared.web import rendering, urls
 from shared.web.accept import matches
 
@@ -27,49 +28,49 @@ Images = Sequence[tuple["StoredInstance", Sequence[int]]]
 """Instances, and the numbers of their frames to render."""
 
 
-@http.route(blueprint, routes.STUDY_RENDERED, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDY_RENDERED, ["GET", "HEAD"], action=Action.READ)
 async def render_study(request: Request) -> Response:
     """Images of all instances of a study."""
     return await _rendered(request)
 
 
-@http.route(blueprint, routes.SERIES_RENDERED, ["GET", "HEAD"])
+@http.route(blueprint, routes.SERIES_RENDERED, ["GET", "HEAD"], action=Action.READ)
 async def render_series(request: Request) -> Response:
     """Images of all instances of a series."""
     return await _rendered(request)
 
 
-@http.route(blueprint, routes.INSTANCE_RENDERED, ["GET", "HEAD"])
+@http.route(blueprint, routes.INSTANCE_RENDERED, ["GET", "HEAD"], action=Action.READ)
 async def render_instance(request: Request) -> Response:
     """Images of all frames of an instance."""
     return await _rendered(request)
 
 
-@http.route(blueprint, routes.FRAMES_RENDERED, ["GET", "HEAD"])
+@http.route(blueprint, routes.FRAMES_RENDERED, ["GET", "HEAD"], action=Action.READ)
 async def render_frames(request: Request) -> Response:
     """Images of frames of an instance, in the order of the list."""
     return await _rendered(request)
 
 
-@http.route(blueprint, routes.STUDY_THUMBNAIL, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDY_THUMBNAIL, ["GET", "HEAD"], action=Action.READ)
 async def study_thumbnail(request: Request) -> Response:
     """A small image that stands for a study."""
     return await _thumbnail(request)
 
 
-@http.route(blueprint, routes.SERIES_THUMBNAIL, ["GET", "HEAD"])
+@http.route(blueprint, routes.SERIES_THUMBNAIL, ["GET", "HEAD"], action=Action.READ)
 async def series_thumbnail(request: Request) -> Response:
     """A small image that stands for a series."""
     return await _thumbnail(request)
 
 
-@http.route(blueprint, routes.INSTANCE_THUMBNAIL, ["GET", "HEAD"])
+@http.route(blueprint, routes.INSTANCE_THUMBNAIL, ["GET", "HEAD"], action=Action.READ)
 async def instance_thumbnail(request: Request) -> Response:
     """A small image of the middle frame of an instance."""
     return await _thumbnail(request)
 
 
-@http.route(blueprint, routes.FRAMES_THUMBNAIL, ["GET", "HEAD"])
+@http.route(blueprint, routes.FRAMES_THUMBNAIL, ["GET", "HEAD"], action=Action.READ)
 async def frames_thumbnail(request: Request) -> Response:
     """A small image of the first frame of the list."""
     return await _thumbnail(request)

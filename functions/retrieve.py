@@ -12,6 +12,7 @@ from functions import http, multi_part, routes, single_part
 from shared import services
 from shared.dicom.identifiers import Resource
 from shared.errors import NotAcceptable
+from shared.services.access import Action
 from shared.web import negotiate, urls
 from shared.web.accept import MediaRange
 
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.STUDY, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDY, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_study(request: Request) -> Response:
     """All instances of a study."""
     return await _retrieve(request)
 
 
-@http.route(blueprint, routes.SERIES, ["GET", "HEAD"])
+@http.route(blueprint, routes.SERIES, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_series(request: Request) -> Response:
     """All instances of a series."""
     return await _retrieve(request)
 
 
-@http.route(blueprint, routes.INSTANCE, ["GET", "HEAD"])
+@http.route(blueprint, routes.INSTANCE, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_instance(request: Request) -> Response:
     """One instance, multipart or alone."""
     return await _retrieve(request)

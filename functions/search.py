@@ -8,42 +8,43 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, routes
 from shared import services
 from shared.errors import NotAcceptable
+from shared.services.access import Action
 from shared.web import accept
 
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.STUDIES, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDIES, ["GET", "HEAD"], action=Action.READ)
 async def search_studies(request: Request) -> Response:
     """All studies."""
     return await _search(request, "STUDY")
 
 
-@http.route(blueprint, routes.STUDY_SERIES, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDY_SERIES, ["GET", "HEAD"], action=Action.READ)
 async def search_study_series(request: Request) -> Response:
     """The series of a study."""
     return await _search(request, "SERIES")
 
 
-@http.route(blueprint, routes.STUDY_INSTANCES, ["GET", "HEAD"])
+@http.route(blueprint, routes.STUDY_INSTANCES, ["GET", "HEAD"], action=Action.READ)
 async def search_study_instances(request: Request) -> Response:
     """The instances of a study."""
     return await _search(request, "INSTANCE")
 
 
-@http.route(blueprint, routes.ALL_SERIES, ["GET", "HEAD"])
+@http.route(blueprint, routes.ALL_SERIES, ["GET", "HEAD"], action=Action.READ)
 async def search_series(request: Request) -> Response:
     """All series."""
     return await _search(request, "SERIES")
 
 
-@http.route(blueprint, routes.SERIES_INSTANCES, ["GET", "HEAD"])
+@http.route(blueprint, routes.SERIES_INSTANCES, ["GET", "HEAD"], action=Action.READ)
 async def search_series_instances(request: Request) -> Response:
     """The instances of a series."""
     return await _search(request, "INSTANCE")
 
 
-@http.route(blueprint, routes.ALL_INSTANCES, ["GET", "HEAD"])
+@http.route(blueprint, routes.ALL_INSTANCES, ["GET", "HEAD"], action=Action.READ)
 async def search_instances(request: Request) -> Response:
     """All instances."""
     return await _search(request, "INSTANCE")

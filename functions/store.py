@@ -10,6 +10,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, routes
 from shared import services
 from shared.errors import InvalidRequest, NotAcceptable, PayloadTooLarge, UnsupportedMediaType
+from shared.services.access import Action
 from shared.settings import settings
 from shared.web import accept, store_response
 from shared.web.multipart import MultipartReader, parse_content_type
@@ -20,25 +21,25 @@ _DICOM = "application/dicom"
 MOST_PARTS = 10_000  # the outcome of each is held until the response
 
 
-@http.route(blueprint, routes.STUDIES, ["POST"])
+@http.route(blueprint, routes.STUDIES, ["POST"], action=Action.WRITE)
 async def store_instances(request: Request) -> Response:
     """Store instances of any studies."""
     return await _store(request, replace=False)
 
 
-@http.route(blueprint, routes.STUDY, ["POST"])
+@http.route(blueprint, routes.STUDY, ["POST"], action=Action.WRITE)
 async def store_study_instances(request: Request) -> Response:
     """Store instances of one study."""
     return await _store(request, replace=False)
 
 
-@http.route(blueprint, routes.STUDIES, ["PUT"])
+@http.route(blueprint, routes.STUDIES, ["PUT"], action=Action.WRITE)
 async def upsert_instances(request: Request) -> Response:
     """Store instances, replacing those with the same identifiers."""
     return await _store(request, replace=True)
 
 
-@http.route(blueprint, routes.STUDY, ["PUT"])
+@http.route(blueprint, routes.STUDY, ["PUT"], action=Action.WRITE)
 async def upsert_study_instances(request: Request) -> Response:
     """Store instances of one study, replacing those with the same identifiers."""
     return await _store(request, replace=True)

@@ -14,6 +14,7 @@ from shared.dicom.document import value_of
 from shared.dicom.identifiers import DEFAULT_PARTITION, check_partition
 from shared.dicom.render import MEDIA_TYPES, Options, Viewport
 from shared.errors import NotAcceptable
+from shared.services.access import Action
 from shared.web import negotiate, wado_uri
 from shared.web.accept import MediaRange, matches
 from shared.web.rendering import REPORT
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 blueprint = func.Blueprint()
 
 
-@http.route(blueprint, routes.WADO_URI, ["GET", "HEAD"])
+@http.route(blueprint, routes.WADO_URI, ["GET", "HEAD"], action=Action.READ)
 async def retrieve_by_wado_uri(request: Request) -> Response:
     """One instance, an image of one of its frames, or the document or video it holds."""
     partition = check_partition(request.path_params.get("partition", DEFAULT_PARTITION))

@@ -6,6 +6,7 @@ Importing the app must touch no network and no secret; the first request that ne
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.settings import settings
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from shared.operations.queue import OperationQueue
     from shared.operations.state import State
     from shared.operations.table import OperationTable
+    from shared.security.roles import Roles
+    from shared.security.tokens import TokenValidator
     from shared.sql.engine import Database
 
 
@@ -90,3 +93,21 @@ def operation_queue() -> OperationQueue:
     return OperationQueue(
         create_service(connection, config.queue_service_uri, None if connection else credential())
     )
+
+
+@cache
+def tokens() -> TokenValidator:
+    """What validates access tokens: those of ``DICOM_AUTH_AUTHORITY``."""
+    from shared.security.tokens import TokenValidator
+
+    config = settings()
+    audiences = [part.strip() for part in config.auth_audience.split(",") if part.strip()]
+    return TokenValidator(config.auth_authority, audiences, config.auth_tenant, config.auth_scope)
+
+
+@cache
+def roles() -> Roles:
+    """The roles of ``DICOM_ROLES_FILE``, a path relative to the app's folder."""
+    from shared.security.roles import Roles
+
+    return Roles.load(Path(__file__).parents[1] / settings().roles_file)

@@ -5,6 +5,7 @@
     DicomServerError
     ├── InvalidRequest           the request is wrong                      400
     │   └── InvalidInstance      a Part 10 file is wrong             per instance
+    ├── Unauthenticated          the caller is not known                   401
     ├── Forbidden                the caller may not do this                403
     ├── NotFound                 no such resource                          404
     ├── NotAcceptable            no representation fits Accept             406
@@ -37,6 +38,10 @@ class InvalidInstance(InvalidRequest):
     def __init__(self, message: str, failure_reason: int) -> None:
         super().__init__(message)
         self.failure_reason = failure_reason
+
+
+class Unauthenticated(DicomServerError):
+    """The request carries no access token, or one that is not valid."""
 
 
 class Forbidden(DicomServerError):

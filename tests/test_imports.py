@@ -70,6 +70,7 @@ PACKAGES = {
     "azure.core": {"blobs", "operations", "security"},
     "pydicom": {"dicom"},
     "numpy": {"dicom"},
+    "jwt": {"security"},
     "pydantic": {"settings"},
     "pydantic_settings": {"settings"},
 }

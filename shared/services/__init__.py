@@ -10,6 +10,7 @@ from types import ModuleType
 
 _MODULES = frozenset(
     {
+        "access",
         "archive",
         "change_feed",
         "cleanup",

@@ -5,7 +5,7 @@ A transaction is named by the module of ``functions/`` that serves it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 _IMAGES = ("image/jpeg", "image/png", "image/gif")
 _PAGE = "text/html"
@@ -14,7 +14,8 @@ _PART = "the part that Range asks for, of a body whose length is known"
 _OUTSIDE = "no byte of the Range exists; Content-Range says how many bytes there are"
 _UNCHANGED = "If-None-Match names the current ETag"
 _MALFORMED = "a path or query parameter or the partition's name is malformed"
-_UNSAFE = "the app runs in Azure: this version authenticates nobody and serves local requests alone"
+_UNKNOWN = "the request has no access token or one that is not valid; WWW-Authenticate says what is expected"
+_UNSAFE = "the caller has no role that allows this, or the server has no authority that could tell"
 _ABSENT = "the study, series or instance does not exist"
 _ACCEPT = "Accept allows nothing that can be sent"
 _BUG = "a defect of the server; the body names an incident of its log"
@@ -302,6 +303,11 @@ TRANSACTIONS = {
     ),
 }
 """By module of ``functions/``, or by handler where one differs from the others of its module."""
+
+for _name, _transaction in TRANSACTIONS.items():
+    if 403 in _transaction.statuses:  # what needs a role needs a token first
+        _statuses = _transaction.statuses | {401: _UNKNOWN}
+        TRANSACTIONS[_name] = replace(_transaction, statuses=dict(sorted(_statuses.items())))
 
 
 def transaction_of(module: str, handler: str) -> str:

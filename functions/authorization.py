@@ -1,0 +1,89 @@
+"""Who may call what: the access token of a request, and the data action its route declares.
+
+Fail-closed: without an authority the app serves nobody, unless anonymous access is switched on, which
+works on the loopback interface alone. ``X-MS-CLIENT-PRINCIPAL`` is never looked at: where the platform does
+not authenticate, anybody can send it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Literal
+
+from azurefunctions.extensions.http.fastapi import Request
+
+from shared.dicom.identifiers import DEFAULT_PARTITION
+from shared.errors import Forbidden, Unauthenticated
+from shared.services.access import ALL_PARTITIONS, Action, Caller, identify
+from shared.settings import settings
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a route needs: a data action (None: nothing, everybody may call), in the partition of the path,
+    in all partitions, or in any."""
+
+    action: Action | None
+    scope: Literal["partition", "all", "any"]
+
+
+class NoToken(Unauthenticated):
+    """The request carries no access token."""
+
+
+async def check(request: Request, access: Access) -> None:
+    """Let a request pass that may do what its route does.
+
+    Raises Unauthenticated, Forbidden, and DependencyUnavailable while tokens cannot be validated.
+    """
+    if access.action is None:
+        return
+    if not settings().auth_authority:
+        _check_anonymous(request)
+        return
+    caller = await identify(_bearer(request))
+    request.state.caller = caller
+    partition = request.path_params.get("partition", DEFAULT_PARTITION)
+    if not _allowed(caller, access, access.action, partition):
+        raise Forbidden(f"The caller has no role that allows the data action {access.action} here.")
+
+
+def _allowed(caller: Caller, access: Access, action: Action, partition: str) -> bool:
+    if access.scope == "any":
+        return caller.may_somewhere(action)
+    return caller.may(action, ALL_PARTITIONS if access.scope == "all" else partition)
+
+
+def challenge(error: Unauthenticated) -> str:
+    """The WWW-Authenticate header for an error (RFC 6750 §3)."""
+    said = ['realm="DICOMweb"', f'authorization_uri="{settings().auth_authority}"']
+    if not isinstance(error, NoToken):
+        said += ['error="invalid_token"', f'error_description="{error}"']
+    return f"Bearer {', '.join(said)}"
+
+
+def _bearer(request: Request) -> str:
+    """The token of the Authorization header (RFC 6750 §2.1)."""
+    scheme, _, token = request.headers.get("authorization", "").strip().partition(" ")
+    if not token:
+        raise NoToken("The request needs an access token.")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("The Authorization header must carry a bearer token.")
+    return str(token.strip())
+
+
+def _check_anonymous(request: Request) -> None:
+    if not settings().auth_anonymous:
+        raise Forbidden("No authority is configured, so that nobody can be authenticated.")
+    if not _is_local(request):
+        raise Forbidden("Anonymous requests are served on the loopback interface alone.")
+
+
+def _is_local(request: Request) -> bool:
+    """Whether the peer is this machine; behind the platform's host process it always is, but in Azure."""
+    peer = request.client.host if request.client else ""
+    try:
+        return not settings().azure_instance_id and ipaddress.ip_address(peer).is_loopback
+    except ValueError:
+        return False

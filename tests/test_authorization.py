@@ -1,0 +1,183 @@
+"""Who may call what: every route with every kind of caller, and the roles of ``roles.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import function_app  # noqa: F401 - registers the endpoints
+from functions.http import ENDPOINTS, Endpoint
+from shared.security.roles import Action, Roles
+from tests import oidc_issuer
+from tests.conftest import Server, StartServer
+from tests.oidc_issuer import AUDIENCE, TENANT, Issuer
+
+ROLES = {
+    "roles": [
+        {"name": "DICOM Data Owner", "dataActions": ["read", "write", "delete", "manage"]},
+        {"name": "DICOM Data Reader", "dataActions": ["read"], "partitions": ["*"]},
+        {"name": "Clinic A", "dataActions": ["read", "write", "delete", "manage"], "partitions": ["a"]},
+        {"name": "Writer", "dataActions": ["write"]},
+    ]
+}
+UID = "1.2.3"
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with oidc_issuer.running() as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="module")
+def secured(start_server: StartServer, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    roles = tmp_path_factory.mktemp("roles") / "roles.json"
+    roles.write_text(json.dumps(ROLES))
+    return start_server(
+        workers=1,
+        own_storage=True,
+        DICOM_AUTH_AUTHORITY=issuer.url,
+        DICOM_AUTH_AUDIENCE=AUDIENCE,
+        DICOM_AUTH_TENANT=TENANT,
+        DICOM_ROLES_FILE=str(roles),
+        DICOM_AUTH_ANONYMOUS="true",
+    )
+
+
+def path_of(endpoint: Endpoint, partition: str = "a") -> str:
+    """A path of an endpoint, with identifiers that nothing has."""
+    values = {"partition": partition, "frames": "1"}
+    return "/" + re.sub(r"\{(\w+)[^}]*\}", lambda m: values.get(m[1], UID), endpoint.template)
+
+
+@pytest.fixture(scope="module")
+def http(secured: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=secured.url, timeout=60) as http:
+        yield http
+
+
+def send(http: httpx.Client, endpoint: Endpoint, method: str, token: str, partition: str) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return http.request(method, path_of(endpoint, partition), headers=headers).status_code
+
+
+GUARDED = [e for e in ENDPOINTS if e.access.action is not None]
+EACH = [pytest.param(e, m, id=f"{m} {e.name}") for e in GUARDED for m in e.methods]
+
+
+def test_only_the_health_check_is_open_to_everybody() -> None:
+    assert {e.name for e in ENDPOINTS if e.access.action is None} == {"check_health"}
+
+
+def test_routes_that_read_need_read_and_others_more() -> None:
+    for endpoint in GUARDED:
+        if "DELETE" in endpoint.methods:
+            assert endpoint.access.action in (Action.DELETE, Action.MANAGE), endpoint.name
+        elif set(endpoint.methods) & {"POST", "PUT", "PATCH"}:
+            assert endpoint.access.action in (Action.WRITE, Action.MANAGE), endpoint.name
+        else:
+            assert endpoint.access.action is Action.READ, endpoint.name
+
+
+@pytest.mark.parametrize(("endpoint", "method"), EACH)
+def test_every_route_with_every_caller(
+    http: httpx.Client, issuer: Issuer, endpoint: Endpoint, method: str
+) -> None:
+    action = endpoint.access.action
+    passed = {200, 202, 204, 400, 404, 406, 409, 415}
+    reader_may = action is Action.READ
+    clinic_may = endpoint.access.scope == "any" or "{partition}" in endpoint.template
+    expired = int(time.time()) - 600
+    for token, partition, expected in (
+        ("", "a", {401}),
+        ("nonsense", "a", {401}),
+        (issuer.token("DICOM Data Owner", exp=expired), "a", {401}),
+        (issuer.token("DICOM Data Owner", aud="api://other"), "a", {401}),
+        (issuer.token("DICOM Data Owner", tid="other"), "a", {401}),
+        (issuer.token(), "a", {403}),
+        (issuer.token("A role that nobody knows"), "a", {403}),
+        (issuer.token("DICOM Data Reader"), "a", passed if reader_may else {403}),
+        (issuer.token("Writer"), "a", passed if action is Action.WRITE else {403}),
+        (issuer.token("Clinic A"), "a", passed if clinic_may else {403}),
+        (issuer.token("Clinic A"), "A", {403} if "{partition}" in endpoint.template else passed | {403}),
+        (issuer.token("DICOM Data Owner"), "a", passed),
+    ):
+        status = send(http, endpoint, method, token, partition)
+        assert status in expected, (partition, expected, status)
+
+
+def test_a_challenge_says_where_tokens_come_from_and_what_is_wrong(secured: Server, issuer: Issuer) -> None:
+    response = httpx.get(f"{secured.v2}/studies")
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == (
+        f'Bearer realm="DICOMweb", authorization_uri="{issuer.url}"'
+    )
+    assert "WWW-Authenticate" in response.headers["Access-Control-Expose-Headers"]
+    assert response.json()["title"] == "Unauthorized"
+    headers = {"Authorization": f"Bearer {issuer.token(exp=1)}"}
+    challenge = httpx.get(f"{secured.v2}/studies", headers=headers).headers["WWW-Authenticate"]
+    assert challenge.endswith('error="invalid_token", error_description="The access token has expired."')
+    basic = httpx.get(f"{secured.v2}/studies", headers={"Authorization": "Basic YTpi"})
+    assert basic.status_code == 401
+    assert httpx.get(f"{secured.url}/health/check").status_code == 200
+
+
+def test_a_principal_header_of_the_platform_is_not_believed(secured: Server) -> None:
+    principal = {"X-MS-CLIENT-PRINCIPAL": "eyJhdXRoX3R5cCI6ImFhZCJ9", "X-MS-CLIENT-PRINCIPAL-ID": "x"}
+    assert httpx.get(f"{secured.v2}/studies", headers=principal).status_code == 401
+
+
+def test_an_authority_that_does_not_answer_is_503(start_server: StartServer) -> None:
+    with oidc_issuer.running() as issuer:
+        token = issuer.token("DICOM Data Owner")
+        issuer.broken = True
+        server = start_server(workers=1, DICOM_AUTH_AUTHORITY=issuer.url, DICOM_AUTH_AUDIENCE=AUDIENCE)
+        headers = {"Authorization": f"Bearer {token}"}
+        response = httpx.get(f"{server.v2}/studies", headers=headers)
+        assert response.status_code == 503
+        assert response.headers["Retry-After"]
+        issuer.broken = False
+        assert httpx.get(f"{server.v2}/studies", headers=headers).status_code == 204
+        server.restart(DICOM_AUTH_AUTHORITY="", DICOM_AUTH_ANONYMOUS="false")
+        response = httpx.get(f"{server.v2}/studies")
+        assert response.status_code == 403
+        assert "No authority is configured" in response.text
+        server.restart(DICOM_AUTH_ANONYMOUS="true", WEBSITE_INSTANCE_ID="some-instance")
+        response = httpx.get(f"{server.v2}/studies")
+        assert response.status_code == 403
+        assert "loopback" in response.text
+        server.close()
+
+
+def test_the_roles_that_ship_are_an_owner_and_a_reader() -> None:
+    roles = Roles.load(Path(__file__).parents[1] / "roles.json")
+    (owner,) = roles.of(["DICOM Data Owner"])
+    (reader,) = roles.of(["DICOM Data Reader", "unknown"])
+    assert owner.actions == set(Action)
+    assert reader.actions == {Action.READ}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"roles": [{"name": "x"}]}',
+        '{"roles": [{"name": "", "dataActions": ["read"]}]}',
+        '{"roles": [{"name": "x", "dataActions": ["reed"]}]}',
+        '{"roles": [{"name": "x", "dataActions": ["read"], "partition": ["a"]}]}',
+        '{"roles": [{"name": "x", "dataActions": ["read"], "partitions": "*"}]}',
+        "no JSON",
+    ],
+)
+def test_a_wrong_roles_file_is_refused_as_a_whole(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "roles.json"
+    path.write_text(content)
+    with pytest.raises(ValueError):
+        Roles.load(path)
