@@ -43,7 +43,7 @@ async def check(request: Request, access: Access) -> None:
         _check_anonymous(request)
         return
     caller = await identify(_bearer(request))
-    request.state.caller = caller
+    request.state.caller = caller  # for the audit trail
     partition = request.path_params.get("partition", DEFAULT_PARTITION)
     if not _allowed(caller, access, access.action, partition):
         raise Forbidden(f"The caller has no role that allows the data action {access.action} here.")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
@@ -20,12 +22,22 @@ from starlette.requests import ClientDisconnect
 
 from functions import authorization, routes
 from functions.authorization import Access
-from shared import errors
-from shared.dicom.identifiers import DEFAULT_PARTITION, Resource, check_partition, check_uid
+from shared import errors, services
+from shared.dicom.identifiers import (
+    DEFAULT_PARTITION,
+    Resource,
+    check_partition,
+    check_uid,
+    is_partition,
+    is_uid,
+)
 from shared.services.access import Action
 from shared.settings import settings
 from shared.web import content_coding, urls
 from shared.web.accept import MediaRange, parse_accept
+
+if TYPE_CHECKING:
+    from shared.services import audit
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +125,7 @@ def _answering(endpoint: Endpoint) -> Handler:
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
+        started = time.monotonic()
         try:
             await authorization.check(request, endpoint.access)
             response = await handler(request)
@@ -130,11 +143,31 @@ def _answering(endpoint: Endpoint) -> Handler:
         response.headers.setdefault("Access-Control-Expose-Headers", _EXPOSED)
         response.headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        if settings().audit and endpoint.access.action is not None:
+            services.audit.record(_event(request, endpoint, response.status_code, started))
         if request.method == "HEAD":
             return await _without_body(response)
         return response
 
     return answer
+
+
+def _event(request: Request, endpoint: Endpoint, status: int, started: float) -> audit.Event:
+    """What the audit trail says of a request; its body may still be on the way."""
+    caller = getattr(request.state, "caller", None)
+    given = request.path_params | getattr(request.state, "resource", {})
+    partition = given.pop("partition", DEFAULT_PARTITION)
+    return services.audit.Event(
+        caller=caller.id if caller else "",
+        client=caller.client if caller else "",
+        transaction=endpoint.handler.__name__,
+        method=request.method,
+        partition=partition if is_partition(partition) else "",
+        resource={name: value for name, value in given.items() if is_uid(value)},
+        instances=getattr(request.state, "instances", ()),
+        status=status,
+        milliseconds=round(1000 * (time.monotonic() - started)),
+    )
 
 
 def problem(error: errors.DicomServerError) -> Response:
@@ -200,6 +233,11 @@ def resource(request: Request) -> Resource:
         series=check_uid(path["series"], "SeriesInstanceUID") if "series" in path else "",
         instance=check_uid(path["instance"], "SOPInstanceUID") if "instance" in path else "",
     )
+
+
+def identifiers(resource: Resource) -> dict[str, str]:
+    """A resource that is not addressed by the path, for the audit trail."""
+    return {"study": resource.study, "series": resource.series, "instance": resource.instance}
 
 
 def accepted(request: Request) -> list[MediaRange]:

@@ -50,6 +50,7 @@ async def _store(request: Request, replace: bool) -> Response:
     if not accept.accepts(http.accepted(request), "application/dicom+json", "application/json"):
         raise NotAcceptable("A store answers with application/dicom+json.")
     outcomes = await services.store.store(_files(request), resource.partition, resource.study, replace)
+    request.state.instances = [outcome.key.instance for outcome in outcomes if outcome.key]  # for the audit
     status = store_response.status(outcomes)
     if status == 204:
         return Response(status_code=204)

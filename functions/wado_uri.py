@@ -30,6 +30,7 @@ async def retrieve_by_wado_uri(request: Request) -> Response:
     """One instance, an image of one of its frames, or the document or video it holds."""
     partition = check_partition(request.path_params.get("partition", DEFAULT_PARTITION))
     asked = wado_uri.parse(partition, request.query_params.multi_items())
+    request.state.resource = http.identifiers(asked.resource)
     (stored,) = await services.retrieve.find(asked.resource)
     document = await services.rendered.read_document(stored)
     offered = [document[0]] if document else []

@@ -28,9 +28,14 @@ def check_uid(value: str, keyword: str) -> str:
     return value
 
 
+def is_partition(value: str) -> bool:
+    """Whether ``value`` may name a partition: 1-64 letters, digits, ``.``, ``-`` or ``_``."""
+    return _PARTITION.fullmatch(value) is not None
+
+
 def check_partition(value: str) -> str:
     """Return a partition's name or raise InvalidRequest."""
-    if _PARTITION.fullmatch(value) is None:
+    if not is_partition(value):
         raise InvalidRequest("A partition's name must be 1 to 64 letters, digits, '.', '-' or '_'.")
     return value
 

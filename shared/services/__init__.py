@@ -12,6 +12,7 @@ _MODULES = frozenset(
     {
         "access",
         "archive",
+        "audit",
         "change_feed",
         "cleanup",
         "delete",
