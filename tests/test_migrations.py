@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def ddl_of_tables() -> dict[str, exp.Expression]:
 
 
 def ddl_of_revisions() -> dict[str, exp.Expression]:
-    """CREATE statements the revisions run on SQL Server, by name."""
+    """CREATE statements the revisions run on SQL Server, by name, with what they add to tables later."""
     out = io.StringIO()
     context = MigrationContext.configure(
         dialect_name="mssql", opts={"as_sql": True, "output_buffer": out, "mssql_batch_separator": "GO"}
@@ -162,7 +163,12 @@ def ddl_of_revisions() -> dict[str, exp.Expression]:
     found: dict[str, Any] = {}
     for batch in out.getvalue().split("\nGO\n"):
         sql = batch.strip().rstrip(";")
-        if sql.startswith("CREATE"):
+        added = re.fullmatch(r"ALTER TABLE (\w+) ADD (.*)", sql, re.DOTALL)
+        if added:
+            found[added[1]].this.append(
+                "expressions", parsed(f"CREATE TABLE x ({added[2]})").this.expressions[0]
+            )
+        elif sql.startswith("CREATE"):
             statement = parsed(sql)
             target = statement.this.this if isinstance(statement.this, exp.Schema) else statement.this
             found[str(target.name)] = statement

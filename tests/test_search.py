@@ -225,8 +225,9 @@ def test_parents_attributes_are_matched_and_returned(archive: Archive) -> None:
     assert [value(result, tag) for tag in ("00100020", "00080060", "00101010")] == ["Doe-1", "CT", "050Y"]
     (result,) = archive.find("instances?PatientID=Doe-1&Modality=CT&InstanceNumber=2")
     assert value(result, "0020000E") == archive.ct
-    (result,) = archive.find("instances?AcquisitionDateTime=20200115091500-20200115091501")
-    assert value(result, "0008002A") == "20200115101500+0100"
+    for moment in ("20200115101500-20200115101501", "20200115091500%2B0000"):
+        (result,) = archive.find(f"instances?AcquisitionDateTime={moment}")
+        assert value(result, "0008002A") == "20200115101500+0100"
 
 
 def test_includefield(archive: Archive) -> None:
@@ -244,7 +245,7 @@ def test_includefield(archive: Archive) -> None:
     ("path", "named"),
     [
         ("studies?colour=red", "colour"),
-        ("studies?PatientAge=050Y", "PatientAge"),
+        ("studies?AdditionalPatientHistory=x", "AdditionalPatientHistory"),
         ("studies?SeriesNumber=1", "SeriesNumber"),
         ("studies?PatientID=1&00100020=2", "PatientID"),
         ("studies?StudyDate=yesterday", "StudyDate"),
@@ -255,7 +256,8 @@ def test_includefield(archive: Archive) -> None:
         ("studies?offset=-1", "offset"),
         ("studies?fuzzymatching=perhaps", "fuzzymatching"),
         ("studies?includefield=nonsense", "includefield"),
-        ("studies?RequestAttributesSequence.AccessionNumber=1", "not supported"),
+        ("studies?RequestAttributesSequence.AccessionNumber=1", "RequestAttributesSequence.AccessionNumber"),
+        ("studies?RequestAttributesSequence=1", "RequestAttributesSequence"),
         ("studies/1.2.3*/series", "StudyInstanceUID"),
     ],
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from shared.dicom.attributes import ATTRIBUTES, Attribute
-from shared.dicom.search_terms import Between, Equal, Like, Term, Words, parse_term
+from shared.dicom.attributes import Attribute, by_path
+from shared.dicom.search_terms import Between, Equal, Like, Moment, Term, Within, Words, parse_term
 from shared.errors import InvalidRequest
 
 
 def attribute(keyword: str) -> Attribute:
-    return next(a for a in ATTRIBUTES if a.keyword == keyword)
+    return next(a for a in by_path().values() if a.keyword == keyword)
 
 
 def parse(keyword: str, value: str, fuzzy: bool = False) -> Term | None:
@@ -90,25 +90,61 @@ def test_fuzzy_person_names(value: str, words: tuple[str, ...], patterns: tuple[
         ("StudyTime", "101530.250000", "101530.250000", "101530.250000"),
         ("StudyTime", "10-1130", "100000.000000", "113059.999999"),
         ("StudyTime", "10:15-", "101500.000000", None),
-        ("AcquisitionDateTime", "2020", "20200101000000.000000", "20201231235959.999999"),
-        ("AcquisitionDateTime", "202002", "20200201000000.000000", "20200229235959.999999"),
-        ("AcquisitionDateTime", "2020010112+0200", "20200101100000.000000", "20200101105959.999999"),
-        ("AcquisitionDateTime", "2020010112 0200", "20200101100000.000000", "20200101105959.999999"),
-        ("AcquisitionDateTime", "2020010112-0200", "20200101140000.000000", "20200101145959.999999"),
-        ("AcquisitionDateTime", "2020-2021", "20200101000000.000000", "20211231235959.999999"),
-        ("AcquisitionDateTime", "2020010112-0500-", "20200101170000.000000", None),
-        ("AcquisitionDateTime", "-2020010112-0500", None, "20200101175959.999999"),
-        (
-            "AcquisitionDateTime",
-            "2020010112-0500-2020010113+0100",
-            "20200101170000.000000",
-            "20200101125959.999999",
-        ),
-        ("AcquisitionDateTime", "20200101-20200102-0500", "20200101000000.000000", "20200103045959.999999"),
     ],
 )
 def test_moments(keyword: str, value: str, low: str | None, high: str | None) -> None:
     assert parse(keyword, value) == Between(attribute(keyword), low, high)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "low_utc", "high_utc"),
+    [
+        ("2020", "20200101000000.000000", "20201231235959.999999", None, None),
+        ("202002", "20200201000000.000000", "20200229235959.999999", None, None),
+        ("2020-2021", "20200101000000.000000", "20211231235959.999999", None, None),
+        *(
+            (
+                f"2020010112{offset}",
+                "20200101120000.000000",
+                "20200101125959.999999",
+                f"20200101{hour}0000.000000",
+                f"20200101{hour}5959.999999",
+            )
+            for offset, hour in (("+0200", "10"), (" 0200", "10"), ("-0200", "14"))
+        ),
+        ("2020010112-0500-", "20200101120000.000000", None, "20200101170000.000000", None),
+        ("-2020010112-0500", None, "20200101125959.999999", None, "20200101175959.999999"),
+        (
+            "2020010112-0500-2020010113+0100",
+            "20200101120000.000000",
+            "20200101135959.999999",
+            "20200101170000.000000",
+            "20200101125959.999999",
+        ),
+        (
+            "20200101-20200102-0500",
+            "20200101000000.000000",
+            "20200102235959.999999",
+            None,
+            "20200103045959.999999",
+        ),
+    ],
+)
+def test_date_times(
+    value: str, low: str | None, high: str | None, low_utc: str | None, high_utc: str | None
+) -> None:
+    assert parse("AcquisitionDateTime", value) == Within(
+        attribute("AcquisitionDateTime"),
+        Moment(low, low_utc) if low else None,
+        Moment(high, high_utc) if high else None,
+    )
+
+
+def test_a_time_zone_of_the_query_is_that_of_date_times_which_have_none() -> None:
+    moment = attribute("AcquisitionDateTime")
+    expected = Moment("20200101120000.000000", "20200101110000.000000")
+    for value in ("20200101120000.000000", "20200101120000.000000+0100"):
+        assert parse_term(moment, f"{value}-", time_zone="+0100") == Within(moment, expected, None)
 
 
 def test_numbers() -> None:

@@ -36,11 +36,17 @@ class Matching(Enum):
 
 @dataclass(frozen=True)
 class Attribute:
-    """One row of the table.
+    """One row of the table, or an extended query tag.
 
-    ``column`` names the SQL column (empty: kept in the level's JSON alone and not searchable);
-    ``default`` says that QIDO returns it unasked; ``computed`` that the server maintains it instead
-    of reading it from the file.
+    ``keyword`` names the attribute in queries; within a sequence it is a dotted path of keywords. It is
+    kept at ``level``, and matched as ``matching`` says (None: kept in the level's JSON alone). ``default``
+    says that QIDO returns it unasked; ``computed`` that the server maintains it instead of reading it from
+    the file; ``patient`` that it belongs to the patient. Values are indexed in a SQL column of the level's
+    table, or ``in_values``: as rows of ``attribute_value``, which takes any number of values an instance.
+
+    What a query tag defines and the dictionary does not know: ``path`` is the tags with dots between them,
+    ``declared_vr`` the VR, ``creator`` the private creator of the last tag, and ``name`` what stands for the
+    attribute in ``attribute_value``.
     """
 
     keyword: str
@@ -49,21 +55,39 @@ class Attribute:
     default: bool = False
     computed: bool = False
     length: int = 64
+    patient: bool = False
+    in_values: bool = False
+    path: str = ""
+    declared_vr: str = ""
+    creator: str = ""
+    name: str = ""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags on the way to the attribute, as DICOM JSON writes them; but for its own, sequences."""
+        if self.path:
+            return tuple(self.path.split("."))
+        return tuple(f"{tag_for_keyword(keyword):08X}" for keyword in self.keyword.split("."))
 
     @property
     def tag(self) -> str:
-        """The tag as DICOM JSON writes it: eight upper-case hexadecimal digits."""
-        return f"{tag_for_keyword(self.keyword):08X}"
+        """The tag of the attribute in the data set: its own, or that of the outermost sequence it is in."""
+        return self.tags[0]
 
     @property
     def vr(self) -> str:
         """The VR; of the dictionary's alternatives the first."""
-        return str(dictionary_VR(tag_for_keyword(self.keyword) or 0)).split(" ")[0]
+        return self.declared_vr or str(dictionary_VR(int(self.tags[-1], 16))).split(" ")[0]
+
+    @property
+    def value_name(self) -> str:
+        """What stands for the attribute in ``attribute_value``."""
+        return self.name or ".".join(self.tags)
 
     @property
     def column(self) -> str:
-        """The SQL column: the keyword in snake case, or empty where the attribute is not searchable."""
-        if self.matching is None:
+        """The SQL column: the keyword in snake case, or empty where the attribute has none."""
+        if self.matching is None or self.in_values:
             return ""
         words = "".join("_" + c.lower() if c.isupper() else c for c in self.keyword)
         for acronym in ("_u_i_d", "_i_d", "_s_o_p"):
@@ -74,6 +98,21 @@ class Attribute:
     def column_length(self) -> int:
         """Characters the SQL column holds; longer shadow values are cut."""
         return 32 if self.matching in (Matching.DATE, Matching.TIME, Matching.DATETIME) else self.length
+
+
+MATCHING_OF_VR: dict[str, Matching] = {
+    "UI": Matching.UID,
+    "PN": Matching.PERSON_NAME,
+    "DA": Matching.DATE,
+    "TM": Matching.TIME,
+    "DT": Matching.DATETIME,
+    **dict.fromkeys(("AE", "AS", "AT", "CS", "LO", "SH", "UC", "UT"), Matching.TEXT),
+    **dict.fromkeys(("DS", "FD", "FL", "IS", "SL", "SS", "UL", "US"), Matching.NUMBER),
+}
+"""How an attribute of a VR is matched, for attributes that are not rows of the table."""
+
+LENGTH_OF_VR: dict[str, int] = {"PN": 324}
+"""Characters of a value that are indexed; 64 of other VRs."""
 
 
 def _study(keyword: str, matching: Matching | None = None, **options: bool | int) -> Attribute:
@@ -90,17 +129,17 @@ def _instance(keyword: str, matching: Matching | None = None, **options: bool | 
 
 ATTRIBUTES: tuple[Attribute, ...] = (
     _study("StudyInstanceUID", Matching.UID, default=True),
-    _study("PatientName", Matching.PERSON_NAME, default=True, length=324),
-    _study("PatientID", Matching.TEXT, default=True),
-    _study("PatientBirthDate", Matching.DATE, default=True, length=8),
-    _study("PatientSex", Matching.TEXT, default=True, length=16),
+    _study("PatientName", Matching.PERSON_NAME, default=True, length=324, patient=True),
+    _study("PatientID", Matching.TEXT, default=True, patient=True),
+    _study("PatientBirthDate", Matching.DATE, default=True, length=8, patient=True),
+    _study("PatientSex", Matching.TEXT, default=True, length=16, patient=True),
     _study("AccessionNumber", Matching.TEXT, default=True, length=64),
     _study("ReferringPhysicianName", Matching.PERSON_NAME, default=True, length=324),
     _study("StudyDate", Matching.DATE, default=True, length=8),
     _study("StudyTime", Matching.TIME, default=True, length=16),
     _study("StudyDescription", Matching.TEXT, default=True),
     _study("StudyID", Matching.TEXT, default=True, length=64),
-    _study("IssuerOfPatientID", Matching.TEXT),
+    _study("IssuerOfPatientID", Matching.TEXT, patient=True),
     _study("ModalitiesInStudy", Matching.TEXT, default=True, computed=True),
     _study("NumberOfStudyRelatedSeries", default=True, computed=True),
     _study("NumberOfStudyRelatedInstances", default=True, computed=True),
@@ -109,16 +148,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     _study("SpecificCharacterSet"),
     _study("AnatomicRegionsInStudyCodeSequence"),
     _study("ProcedureCodeSequence"),
-    _study("NameOfPhysiciansReadingStudy"),
-    _study("AdmittingDiagnosesDescription"),
+    _study("NameOfPhysiciansReadingStudy", Matching.PERSON_NAME, length=324, in_values=True),
+    _study("AdmittingDiagnosesDescription", Matching.TEXT, in_values=True),
     _study("ReferencedStudySequence"),
-    _study("PatientAge"),
-    _study("PatientSize"),
-    _study("PatientWeight"),
-    _study("Occupation"),
+    _study("PatientAge", Matching.TEXT, length=16, in_values=True),
+    _study("PatientSize", Matching.NUMBER, in_values=True),
+    _study("PatientWeight", Matching.NUMBER, in_values=True),
+    _study("Occupation", Matching.TEXT, in_values=True),
     _study("AdditionalPatientHistory"),
-    _study("OtherPatientIDsSequence"),
-    _study("InstitutionName"),
+    _study("OtherPatientIDsSequence", patient=True),
+    _study("OtherPatientNames", Matching.PERSON_NAME, length=324, in_values=True, patient=True),
+    _study("IssuerOfAccessionNumberSequence"),
+    _study("InstitutionName", Matching.TEXT, in_values=True),
     _series("SeriesInstanceUID", Matching.UID, default=True),
     _series("Modality", Matching.TEXT, default=True, length=16),
     _series("SeriesNumber", Matching.NUMBER, default=True),
@@ -131,11 +172,11 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     _series("BodyPartExamined", Matching.TEXT, default=True, length=16),
     _series("NumberOfSeriesRelatedInstances", default=True, computed=True),
     _series("RequestAttributesSequence", default=True),
-    _series("Laterality"),
-    _series("Manufacturer"),
-    _series("StationName"),
-    _series("ProtocolName"),
-    _series("FrameOfReferenceUID"),
+    _series("Laterality", Matching.TEXT, length=16, in_values=True),
+    _series("Manufacturer", Matching.TEXT, in_values=True),
+    _series("StationName", Matching.TEXT, in_values=True),
+    _series("ProtocolName", Matching.TEXT, in_values=True),
+    _series("FrameOfReferenceUID", Matching.UID, in_values=True),
     _instance("SOPInstanceUID", Matching.UID, default=True),
     _instance("SOPClassUID", Matching.UID, default=True),
     _instance("InstanceNumber", Matching.NUMBER, default=True),
@@ -147,18 +188,73 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     _instance("ContentDate", Matching.DATE, length=8),
     _instance("ContentTime", Matching.TIME, length=16),
     _instance("AcquisitionDateTime", Matching.DATETIME, length=32),
-    _instance("ImageType"),
-    _instance("ContentLabel"),
-    _instance("ContentDescription"),
+    _instance("ImageType", Matching.TEXT, length=16, in_values=True),
+    _instance("ContentLabel", Matching.TEXT, length=16, in_values=True),
+    _instance("ContentDescription", Matching.TEXT, in_values=True),
     _instance("ConceptNameCodeSequence"),
     _instance("DocumentTitle"),
 )
+
+
+_CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+
+_ITEMS: dict[str, tuple[str, ...]] = {
+    "ProcedureCodeSequence": _CODE,
+    "AnatomicRegionsInStudyCodeSequence": _CODE,
+    "OtherPatientIDsSequence": ("PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
+    "IssuerOfAccessionNumberSequence": ("LocalNamespaceEntityID", "UniversalEntityID"),
+    "ReferencedStudySequence": ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID"),
+    "RequestAttributesSequence": (
+        "AccessionNumber",
+        "StudyInstanceUID",
+        "RequestedProcedureID",
+        "RequestedProcedureDescription",
+        "ScheduledProcedureStepID",
+        "ScheduledProcedureStepDescription",
+        "RequestedProcedureCodeSequence.CodeValue",
+        "RequestedProcedureCodeSequence.CodingSchemeDesignator",
+        "ScheduledProtocolCodeSequence.CodeValue",
+        "ScheduledProtocolCodeSequence.CodingSchemeDesignator",
+    ),
+    "ConceptNameCodeSequence": _CODE,
+}
+"""What is matched in the items of the sequences of the table (PS3.4 §C.2.2.2.6)."""
+
+
+def _in_sequence(sequence: Attribute, keyword: str) -> Attribute:
+    vr = str(dictionary_VR(tag_for_keyword(keyword.rpartition(".")[2]) or 0))
+    return Attribute(
+        f"{sequence.keyword}.{keyword}",
+        sequence.level,
+        MATCHING_OF_VR[vr],
+        length=LENGTH_OF_VR.get(vr, 64),
+        patient=sequence.patient,
+        in_values=True,
+    )
+
+
+@cache
+def in_sequences() -> tuple[Attribute, ...]:
+    """The attributes that are matched within the sequences of the table; results hold whole sequences."""
+    sequences = {attribute.keyword: attribute for attribute in ATTRIBUTES}
+    return tuple(
+        _in_sequence(sequences[sequence], keyword)
+        for sequence, keywords in _ITEMS.items()
+        for keyword in keywords
+    )
 
 
 @cache
 def by_tag() -> dict[str, Attribute]:
     """The table keyed by tag (``"0020000D"``)."""
     return {attribute.tag: attribute for attribute in ATTRIBUTES}
+
+
+@cache
+def by_path() -> dict[str, Attribute]:
+    """All that may be matched, by tag or by tags with dots between them (``"00400275.00400009"``)."""
+    matched = (a for a in (*ATTRIBUTES, *in_sequences()) if a.matching is not None)
+    return {".".join(attribute.tags): attribute for attribute in matched}
 
 
 @cache
@@ -170,4 +266,10 @@ def at_level(level: Level) -> tuple[Attribute, ...]:
 @cache
 def indexed(level: Level) -> tuple[Attribute, ...]:
     """The attributes of ``level`` that have a SQL column filled from the file."""
-    return tuple(a for a in at_level(level) if a.matching is not None and not a.computed)
+    return tuple(a for a in at_level(level) if a.column and not a.computed)
+
+
+@cache
+def in_values(level: Level) -> tuple[Attribute, ...]:
+    """The attributes of ``level`` that are indexed as rows of ``attribute_value``."""
+    return tuple(a for a in by_path().values() if a.in_values and a.level is level)

@@ -7,6 +7,7 @@ case).
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from datetime import datetime, timedelta
@@ -20,6 +21,8 @@ _DATETIME = re.compile(
     rf"([0-9]{{4}})(?:(0[1-9]|1[0-2])(?:(0[1-9]|[12][0-9]|3[01])(?:{_CLOCK % ('', '')})?)?)?"
     r"([+-](?:0[0-9]|1[0-3])[0-5][0-9]|[+]1400)?"
 )
+_OFFSET = re.compile(r"[+-](?:0[0-9]|1[0-3])[0-5][0-9]|[+]1400")
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 
 
@@ -71,16 +74,33 @@ def time(value: str, fill: str = "0") -> str | None:
     return f"{hour}{minute or last}{second or last}.{(fraction or '').ljust(6, fill)}"
 
 
-def date_time(value: str, fill: str = "0", default_offset: str = "") -> str | None:
-    """``YYYYMMDDHHMMSS.FFFFFF`` in UTC, or None where ``value`` is no DT.
+def date_time(value: str, fill: str = "0") -> str | None:
+    """``YYYYMMDDHHMMSS.FFFFFF`` as it is written, whatever its time zone; None where ``value`` is no DT.
 
-    A value without an offset is shifted by ``default_offset`` (``+HHMM``) where one is given. ``fill``
-    is as for :func:`time`.
+    ``fill`` is as for :func:`time`.
     """
+    return _date_time(value, fill, None)
+
+
+def instant(value: str, time_zone: str = "", fill: str = "0") -> str | None:
+    """A DT in UTC as ``YYYYMMDDHHMMSS.FFFFFF``; None where it is no DT or its time zone is not known.
+
+    ``time_zone`` (``+HHMM``) is that of a value which has none.
+    """
+    return _date_time(value, fill, time_zone)
+
+
+def offset(value: str) -> str:
+    """A time zone ``+HHMM`` or ``-HHMM``, or empty where ``value`` is none (PS3.3 §C.12.1.1.8)."""
+    return value.strip() if _OFFSET.fullmatch(value.strip()) else ""
+
+
+def _date_time(value: str, fill: str, time_zone: str | None) -> str | None:
+    """``time_zone`` None: as it is written."""
     match = _DATETIME.fullmatch(value.strip())
     if match is None:
         return None
-    year, month, day, hour, minute, second, fraction, offset = match.groups()
+    year, month, day, hour, minute, second, fraction, own = match.groups()
     late = fill == "9"
     month = month or ("12" if late else "01")
     try:
@@ -94,10 +114,12 @@ def date_time(value: str, fill: str = "0", default_offset: str = "") -> str | No
             min(int(second or (59 if late else 0)), 59),
             int((fraction or "").ljust(6, fill)),
         )
-        offset = offset or default_offset
-        if offset:
-            shift = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:5]))
-            moment = moment - shift if offset[0] == "+" else moment + shift
+        if time_zone is not None:
+            zone = own or time_zone
+            if not zone:
+                return None
+            shift = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
+            moment = moment - shift if zone[0] == "+" else moment + shift
     except (ValueError, OverflowError):
         return None
     return f"{moment.year:04d}{moment:%m%d%H%M%S}.{moment.microsecond:06d}"
@@ -133,3 +155,11 @@ def number(value: str) -> int | None:
         return None
     result = int(value)
     return result if -(2**31) <= result < 2**31 else None
+
+
+def decimal(value: str) -> float | None:
+    """A finite number, or None."""
+    if _DECIMAL.fullmatch(value.strip()) is None:
+        return None
+    result = float(value)
+    return result if math.isfinite(result) else None

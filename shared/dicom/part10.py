@@ -671,7 +671,12 @@ def private_block(tag: int) -> int:
 
 @cache
 def _searchable() -> dict[int, str]:
-    return {int(a.tag, 16): a.keyword for a in ATTRIBUTES if a.matching is not None and not a.computed}
+    """What has a column, and the time zone, which date-times are indexed by."""
+    return {
+        int(a.tag, 16): a.keyword
+        for a in ATTRIBUTES
+        if (a.column and not a.computed) or a.keyword == "TimezoneOffsetFromUTC"
+    }
 
 
 @cache

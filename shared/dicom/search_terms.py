@@ -8,14 +8,15 @@ for one. Nothing here echoes a value: it may be patient data.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
 
 from shared.dicom import normalise
-from shared.dicom.attributes import Attribute, Level, Matching, at_level, by_tag
+from shared.dicom.attributes import Attribute, Level, Matching, at_level, by_path, by_tag
 from shared.dicom.identifiers import Resource, check_uid
+from shared.dicom.indexed_values import numeric
 from shared.errors import InvalidRequest
 
 MAX_LENGTH = 1024
@@ -33,7 +34,7 @@ class Equal:
     """The attribute has one of ``values``: UID lists and numbers (PS3.4 §C.2.2.2.1-2)."""
 
     attribute: Attribute
-    values: tuple[str | int, ...]
+    values: tuple[str | int | float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,34 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The attribute lies between ``low`` and ``high``, both included; None is open (PS3.4 §C.2.2.2.5)."""
+    """A DA or TM lies between ``low`` and ``high``, both included; None is open (PS3.4 §C.2.2.2.5)."""
 
     attribute: Attribute
     low: str | None
     high: str | None
 
 
-Term = Equal | Like | Words | Between
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A date-time of a query: as it is written, and in UTC where its time zone is known."""
+
+    local: str
+    utc: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A DT lies between ``low`` and ``high``, both included; None is open (PS3.4 §C.2.2.2.5).
+
+    A bound and a value are compared as instants where both have a time zone, else as they are written.
+    """
+
+    attribute: Attribute
+    low: Moment | None
+    high: Moment | None
+
+
+Term = Equal | Like | Words | Between | Within
 
 
 @dataclass(frozen=True)
@@ -118,29 +139,39 @@ def tag_of(name: str) -> str | None:
     return None if tag is None else f"{tag:08X}"
 
 
+def path_of(name: str) -> str | None:
+    """The tags that a dotted path of keywords and tags names, with dots between them; None where it names
+    none."""
+    tags = [tag_of(part) for part in name.split(".")]
+    return None if None in tags else ".".join(tag for tag in tags if tag is not None)
+
+
 def name_of(tag: str) -> str:
     """The keyword of a tag, or the tag where the dictionary does not have it."""
     number = int(tag, 16)
     return (keyword_for_tag(number) if dictionary_has_tag(number) else "") or tag
 
 
-def searchable(tag: str, level: Level) -> Attribute:
-    """The attribute that ``tag`` matches at ``level``. Raises InvalidRequest where it matches none.
+def searchable(path: str, level: Level, query_tags: Mapping[str, Attribute] | None = None) -> Attribute:
+    """The attribute that ``path`` matches at ``level``; ``query_tags`` are those beyond the table, by path.
 
-    Viewers ask for Modality of studies; that is ModalitiesInStudy there.
+    Raises InvalidRequest where it matches none. Viewers ask for Modality of studies; that is
+    ModalitiesInStudy there.
     """
-    if tag == "00080060" and level is Level.STUDY:
-        tag = "00080061"
-    attribute = by_tag().get(tag)
-    if attribute is None or attribute.matching is None or attribute.level > level:
-        raise InvalidRequest(f"{name_of(tag)} cannot be searched for at the {level.name.lower()} level.")
+    if path == "00080060" and level is Level.STUDY:
+        path = "00080061"
+    attribute = by_path().get(path) or (query_tags or {}).get(path)
+    if attribute is None or attribute.level > level:
+        name = ".".join(map(name_of, path.split(".")))
+        raise InvalidRequest(f"{name} cannot be searched for at the {level.name.lower()} level.")
     return attribute
 
 
-def parse_term(attribute: Attribute, value: str, fuzzy: bool = False) -> Term | None:
+def parse_term(attribute: Attribute, value: str, fuzzy: bool = False, time_zone: str = "") -> Term | None:
     """The term for a query's value; None where it matches everything (empty, or nothing but ``*``).
 
-    Raises InvalidRequest naming the attribute where the value is malformed.
+    ``time_zone`` (``+HHMM``) is that of date-times which have none. Raises InvalidRequest naming the
+    attribute where the value is malformed.
     """
     value = value.strip()
     if not value.strip("*"):
@@ -149,16 +180,23 @@ def parse_term(attribute: Attribute, value: str, fuzzy: bool = False) -> Term | 
         return _uid_list(attribute, value)
     if len(value) > MAX_LENGTH:
         raise InvalidRequest(f"The value of {attribute.keyword} is longer than {MAX_LENGTH} characters.")
-    if attribute.vr in _MOMENTS:
-        return _between(attribute, value)
+    if attribute.matching in _MOMENTS:
+        return _between(attribute, value, time_zone)
     if attribute.matching is Matching.NUMBER:
-        number = normalise.number(value)
-        if number is None:
-            raise InvalidRequest(f"The value of {attribute.keyword} is not an integer.")
-        return Equal(attribute, (number,))
+        return _number(attribute, value)
     if attribute.matching is Matching.PERSON_NAME:
         return _person_name(attribute, value, fuzzy)
     return _text(attribute, value)
+
+
+def _number(attribute: Attribute, value: str) -> Term:
+    whole = attribute.vr not in ("DS", "FD", "FL")
+    number = numeric(attribute, value) if attribute.in_values else normalise.number(value)
+    if number is None or (whole and number != int(number)):
+        raise InvalidRequest(
+            f"The value of {attribute.keyword} is not {'an integer' if whole else 'a number'}."
+        )
+    return Equal(attribute, (number,))
 
 
 def _uid_list(attribute: Attribute, value: str) -> Term | None:
@@ -220,14 +258,14 @@ def _collapse(pattern: str) -> str:
     return re.sub(r"\*+", "*", pattern)
 
 
-_MOMENTS: dict[str, tuple[str, Callable[[str, str], str | None]]] = {
-    "DA": ("a date (YYYYMMDD)", lambda value, fill: normalise.date(value)),
-    "TM": ("a time (HHMMSS.FFFFFF)", normalise.time),
-    "DT": ("a date and time (YYYYMMDDHHMMSS.FFFFFF&ZZXX)", normalise.date_time),
+_MOMENTS: dict[Matching | None, tuple[str, Callable[[str, str], str | None]]] = {
+    Matching.DATE: ("a date (YYYYMMDD)", lambda value, fill: normalise.date(value)),
+    Matching.TIME: ("a time (HHMMSS.FFFFFF)", normalise.time),
+    Matching.DATETIME: ("a date and time (YYYYMMDDHHMMSS.FFFFFF&ZZXX)", normalise.date_time),
 }
 
 
-def _between(attribute: Attribute, value: str) -> Term:
+def _between(attribute: Attribute, value: str, time_zone: str) -> Term:
     """A single value or a range of DA, TM or DT.
 
     A value of less than full precision stands for all moments within it. ``-`` also begins the offset
@@ -235,17 +273,29 @@ def _between(attribute: Attribute, value: str) -> Term:
     divides a range. A ``+`` that arrived as a space, as it does in a URL that was not encoded, is
     restored.
     """
-    expected, normal = _MOMENTS[attribute.vr]
-    if attribute.vr == "DT":
-        value = value.replace(" ", "+")
-    low, high = normal(value, "0"), normal(value, "9")
-    if low is not None and high is not None:
-        return Between(attribute, low, high)
+    expected, normal = _MOMENTS[attribute.matching]
+    if attribute.matching is Matching.DATETIME:
+        value = value.strip().replace(" ", "+")
+    if normal(value, "0") and normal(value, "9"):
+        return _range(attribute, value, value, time_zone)
     for hyphen in _HYPHEN.finditer(value):
-        first, last = value[: hyphen.start()], value[hyphen.end() :]
+        first, last = value[: hyphen.start()].strip(), value[hyphen.end() :].strip()
         low, high = normal(first, "0"), normal(last, "9")
         if (low or not first) and (high or not last) and (low or high):
-            return Between(attribute, low, high)
+            return _range(attribute, first, last, time_zone)
     raise InvalidRequest(
         f"The value of {attribute.keyword} is neither {expected} nor a range of two of them."
+    )
+
+
+def _range(attribute: Attribute, first: str, last: str, time_zone: str) -> Term:
+    """The term of a range whose ends are well-formed, or empty where it is open."""
+    _, normal = _MOMENTS[attribute.matching]
+    low, high = normal(first, "0"), normal(last, "9")
+    if attribute.matching is not Matching.DATETIME:
+        return Between(attribute, low, high)
+    return Within(
+        attribute,
+        Moment(low, normalise.instant(first, time_zone, "0")) if low else None,
+        Moment(high, normalise.instant(last, time_zone, "9")) if high else None,
     )

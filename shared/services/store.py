@@ -13,11 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import orjson
+
 from shared import container, faults
 from shared.blobs import names
 from shared.blobs.store import BLOCK, BlobStore
-from shared.dicom import failure_reasons
+from shared.dicom import failure_reasons, normalise
+from shared.dicom.attributes import Level, in_values
 from shared.dicom.identifiers import InstanceKey, check_partition, check_uid, is_uid
+from shared.dicom.indexed_values import IndexedValue, indexed_values
 from shared.dicom.part10 import ParsedInstance, Part10Parser, Warned
 from shared.errors import DependencyUnavailable, InvalidInstance
 from shared.services import packs
@@ -360,7 +364,17 @@ def new_instance(
         place=place,
         attributes=parsed.attributes,
         values=parsed.values | {"SOPClassUID": parsed.identity["SOPClassUID"]},
+        indexed_values=_indexed_values(parsed),
     )
+
+
+def _indexed_values(parsed: ParsedInstance) -> dict[Level, tuple[IndexedValue, ...]]:
+    """The rows of ``attribute_value`` of a parsed file."""
+    zone = normalise.offset(parsed.values.get("TimezoneOffsetFromUTC", ""))
+    return {
+        level: indexed_values(orjson.loads(text), in_values(level), zone)
+        for level, text in parsed.attributes.items()
+    }
 
 
 def cleanup_time() -> str:

@@ -7,8 +7,8 @@ modalities are kept up to date there, so that searches never count.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -16,7 +16,8 @@ from shared import faults
 from shared.dicom import normalise
 from shared.dicom.attributes import Level, Matching, indexed
 from shared.dicom.identifiers import InstanceKey, Resource
-from shared.sql import change_feed, partitions
+from shared.dicom.indexed_values import IndexedValue
+from shared.sql import change_feed, partitions, patients, values
 from shared.sql import tables as t
 from shared.sql.change_feed import Change
 from shared.sql.engine import uid_table
@@ -35,7 +36,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class NewInstance:
-    """An instance to commit. ``attributes`` are JSON objects and ``values`` texts keyed by keyword."""
+    """An instance to commit. ``attributes`` are JSON objects and ``values`` texts keyed by keyword.
+
+    ``indexed_values`` are the rows of ``attribute_value`` that it makes for itself, its series and its study.
+    """
 
     key: InstanceKey
     version: str
@@ -47,6 +51,7 @@ class NewInstance:
     place: Place
     attributes: dict[Level, str]
     values: dict[str, str]
+    indexed_values: dict[Level, tuple[IndexedValue, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +305,7 @@ def commit_store(
     for new in writes:
         if new.key in existing.versions:
             _replace(connection, new, written[new.key], existing.versions[new.key], cleanup_after)
+    _write_values_of_instances(connection, writes, written)
     faults.point("store.in_transaction")
     change_feed.append(
         connection,
@@ -328,23 +334,30 @@ def _check_packs(instances: Sequence[NewInstance], existing: Existing, fresh_pac
         raise PackMoved(moved)
 
 
-def _lock_studies(connection: sa.Connection, partition_key: int, uids: set[str]) -> dict[str, int]:
-    """The keys of those studies that exist. From here on writers of one study take turns.
+class _Study(NamedTuple):
+    """A study that exists: its key and its patient's."""
+
+    key: int
+    patient_key: int | None
+
+
+def _lock_studies(connection: sa.Connection, partition_key: int, uids: set[str]) -> dict[str, _Study]:
+    """Those studies that exist. From here on writers of one study take turns.
 
     Every transaction that changes rows below a study begins so, before it reads what it decides by:
     SQL Server reads without locks see the past, and two writers that decide by it undo each other.
     In order of UIDs, so that two transactions with several studies do not wait for each other.
     """
     study = t.study
-    found: dict[str, int] = {}
+    found: dict[str, _Study] = {}
     for uid in sorted(uids):
-        key = connection.execute(
-            sa.select(study.c.study_key)
+        row = connection.execute(
+            sa.select(study.c.study_key, study.c.patient_key)
             .with_hint(study, "WITH (UPDLOCK, HOLDLOCK)", "mssql")
             .where(study.c.partition_key == partition_key, study.c.study_instance_uid == uid)
-        ).scalar()
-        if key is not None:
-            found[uid] = int(key)
+        ).first()
+        if row is not None:
+            found[uid] = _Study(row.study_key, row.patient_key)
     return found
 
 
@@ -380,13 +393,13 @@ Keys = tuple[int, int, int]
 def _write_parents(
     connection: sa.Connection,
     partition_key: int,
-    studies: dict[str, int],
+    studies: dict[str, _Study],
     instances: Sequence[NewInstance],
     added: set[InstanceKey],
 ) -> dict[InstanceKey, Keys]:
     """Insert or update the studies and series of ``instances``: attributes of the last one, and counts.
 
-    ``studies`` are the keys of those that exist.
+    ``studies`` are those that exist.
     """
     by_study: dict[str, list[NewInstance]] = {}
     for new in instances:
@@ -399,31 +412,40 @@ def _write_parents(
         for new in of_study:
             by_series.setdefault(new.key.series, []).append(new)
         new_series = 0
+        owners = {values.Owner(partition_key, study_key): of_study[-1].indexed_values.get(Level.STUDY, ())}
         for series_uid in sorted(by_series):
             series_key, is_new = _write_series(
                 connection, partition_key, study_key, by_series[series_uid], added
             )
             new_series += is_new
+            owner = values.Owner(partition_key, study_key, series_key)
+            owners[owner] = by_series[series_uid][-1].indexed_values.get(Level.SERIES, ())
             for new in by_series[series_uid]:
                 keys[new.key] = partition_key, study_key, series_key
         _summarise_study(connection, study_key, new_series)
+        values.replace_of_parents(connection, study_key, owners)
     return keys
 
 
 def _write_study(
     connection: sa.Connection,
     partition_key: int,
-    found: int | None,
+    found: _Study | None,
     instances: list[NewInstance],
     added: set[InstanceKey],
 ) -> int:
     study, last = t.study, instances[-1]
     count = sum(new.key in added for new in instances)
     columns = {"attributes": last.attributes[Level.STUDY], **_columns(Level.STUDY, last.values)}
+    columns["patient_key"] = patients.patient_key(
+        connection, partition_key, last.values, last.attributes[Level.STUDY], columns
+    )
     if found is not None:
         columns["number_of_instances"] = study.c.number_of_instances + count
-        connection.execute(sa.update(study).where(study.c.study_key == found).values(columns))
-        return found
+        connection.execute(sa.update(study).where(study.c.study_key == found.key).values(columns))
+        if found.patient_key != columns["patient_key"]:
+            patients.forget(connection, found.patient_key)
+        return found.key
     columns |= {
         "partition_key": partition_key,
         "study_instance_uid": last.key.study,
@@ -464,6 +486,28 @@ def _write_series(
     return int(connection.execute(sa.insert(series), columns).inserted_primary_key[0]), True  # type: ignore[index]
 
 
+def _write_values_of_instances(
+    connection: sa.Connection, instances: Sequence[NewInstance], written: dict[InstanceKey, Keys]
+) -> None:
+    """The rows of ``attribute_value`` of instances that are in the index already."""
+    by_version = {new.version: new for new in instances if new.indexed_values.get(Level.INSTANCE)}
+    if not by_version:
+        return
+    given = uid_table(sorted(by_version))
+    keys = connection.execute(
+        sa.select(t.instance.c.instance_key, t.instance.c.series_key, t.instance.c.version).join(
+            given, t.instance.c.version == given.c.value
+        )
+    )
+    rows = []
+    for instance_key, series_key, version in keys:
+        new = by_version[version]
+        if series_key == written[new.key][2]:  # a copied blob brings its version along
+            owner = values.Owner(*written[new.key], instance_key)
+            rows.append((owner, new.indexed_values[Level.INSTANCE]))
+    values.insert(connection, rows)
+
+
 def _summarise_study(connection: sa.Connection, study_key: int, new_series: int) -> None:
     """Bring the study's number of series and its modalities up to date."""
     modalities = connection.execute(
@@ -483,7 +527,8 @@ def _replace(
 ) -> None:
     i = t.instance
     where = sa.and_(i.c.series_key == keys[2], i.c.sop_instance_uid == new.key.instance)
-    pack = connection.execute(sa.select(i.c.pack).where(where)).scalar_one()
+    pack, instance_key = connection.execute(sa.select(i.c.pack, i.c.instance_key).where(where)).one()
+    values.delete(connection, values.Owner(*keys, instance_key))
     connection.execute(sa.insert(t.deleted_instance), _deleted_row(new.key, version, pack, cleanup_after))
     connection.execute(sa.update(i).where(where).values(_instance_row(new, *keys)))
 
@@ -510,15 +555,18 @@ def _instance_row(new: NewInstance, partition_key: int, study_key: int, series_k
     }
 
 
-def _columns(level: Level, values: dict[str, str]) -> dict[str, Any]:
+def _columns(level: Level, texts: dict[str, str]) -> dict[str, Any]:
     """The shadow columns of a level; None where the file has no (valid) value."""
     columns: dict[str, Any] = {}
     for attribute in indexed(level):
         if attribute.matching is Matching.UID and attribute.keyword != "SOPClassUID":
             continue
-        value = values.get(attribute.keyword, "")
+        value = texts.get(attribute.keyword, "")
         shadow = normalise.shadow(attribute.matching, value) if attribute.matching else None
         columns[attribute.column] = shadow[: attribute.column_length] if isinstance(shadow, str) else shadow
+        if attribute.matching is Matching.DATETIME:
+            zone = normalise.offset(texts.get("TimezoneOffsetFromUTC", ""))
+            columns[f"{attribute.column}_utc"] = normalise.instant(value, zone)
         if attribute.matching is Matching.PERSON_NAME:
             columns[f"{attribute.column}_words"] = normalise.name_words(value)[: attribute.length] or None
     return columns
@@ -542,7 +590,13 @@ def delete(connection: sa.Connection, resource: Resource, cleanup_after: str) ->
         sa.insert(t.deleted_instance),
         [_deleted_row(key, version, pack, cleanup_after) for key, version, pack, _, _ in doomed],
     )
-    _delete_rows(connection, resource, study_key, {series_key for *_, series_key in doomed})
+    _delete_rows(
+        connection,
+        resource,
+        study_key,
+        {series_key for *_, series_key in doomed},
+        [instance_key for *_, instance_key, _ in doomed],
+    )
     faults.point("delete.in_transaction")
     change_feed.append(connection, [Change(change_feed.DELETE, key, version) for key, version, *_ in doomed])
     return len(doomed)
@@ -583,15 +637,22 @@ def find_keys(connection: sa.Connection, resource: Resource) -> list[tuple[Insta
 
 
 def _delete_rows(
-    connection: sa.Connection, resource: Resource, study_key: int, series_keys: set[int]
+    connection: sa.Connection,
+    resource: Resource,
+    study_key: int,
+    series_keys: set[int],
+    instance_keys: Sequence[int],
 ) -> None:
-    i, series, study = t.instance, t.series, t.study
+    i, series = t.instance, t.series
     if not resource.series:
+        values.delete(connection, values.Owner(0, study_key), with_children=True)
         connection.execute(sa.delete(i).where(i.c.study_key == study_key))
         connection.execute(sa.delete(series).where(series.c.study_key == study_key))
-        connection.execute(sa.delete(study).where(study.c.study_key == study_key))
+        _delete_study(connection, study_key)
         return
     (series_key,) = series_keys
+    for instance_key in instance_keys if resource.instance else ():
+        values.delete(connection, values.Owner(0, study_key, series_key, instance_key))
     of_series = i.c.series_key == series_key
     connection.execute(
         sa.delete(i).where(
@@ -604,8 +665,16 @@ def _delete_rows(
             sa.update(series).where(series.c.series_key == series_key).values(number_of_instances=left)
         )
     else:
+        values.delete(connection, values.Owner(0, study_key, series_key), with_children=True)
         connection.execute(sa.delete(series).where(series.c.series_key == series_key))
     _recount_study(connection, study_key)
+
+
+def _delete_study(connection: sa.Connection, study_key: int) -> None:
+    """Remove the row of a study, and its patient with the last of its studies."""
+    patient_key = patients.of_study(connection, study_key)
+    connection.execute(sa.delete(t.study).where(t.study.c.study_key == study_key))
+    patients.forget(connection, patient_key)
 
 
 def _recount_study(connection: sa.Connection, study_key: int) -> None:
@@ -616,7 +685,8 @@ def _recount_study(connection: sa.Connection, study_key: int) -> None:
         )
     ).one()
     if not counted[0]:
-        connection.execute(sa.delete(study).where(study.c.study_key == study_key))
+        values.delete(connection, values.Owner(0, study_key), with_children=True)
+        _delete_study(connection, study_key)
         return
     connection.execute(
         sa.update(study)

@@ -7,13 +7,14 @@ and joins the rows of that page, so that their JSON is read for a page and never
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from shared.dicom.attributes import Attribute, Level, Matching
-from shared.dicom.search_terms import Between, Equal, Like, SearchQuery, Term, Words
+from shared.dicom.search_terms import Between, Equal, Like, Moment, SearchQuery, Term, Within, Words
 from shared.sql import tables
 from shared.sql.engine import uid_table
 
@@ -135,7 +136,7 @@ def _page(query: SearchQuery) -> sa.Select[Any]:
         conditions.append(tables.study.c.study_instance_uid == query.resource.study)
     if query.resource.series:
         conditions.append(tables.series.c.series_instance_uid == query.resource.series)
-    conditions += [_condition(term, partition) for term in query.terms]
+    conditions += _conditions(query.terms, partition)
     used = anchors | {term.attribute.level for term in query.terms}
     if query.resource.series:
         used.add(Level.SERIES)
@@ -175,27 +176,115 @@ def _partition_key(name: str) -> sa.ScalarSelect[int]:
     return sa.select(partition.c.partition_key).where(partition.c.partition_name == name).scalar_subquery()
 
 
+def _conditions(terms: Sequence[Term], partition: sa.ScalarSelect[int]) -> list[Condition]:
+    """One for each term, but for terms of the same sequence, which one item must fulfil together
+    (PS3.4 §C.2.2.2.6)."""
+    conditions: list[Condition] = []
+    of_items: dict[tuple[Level, str], list[Term]] = {}
+    for term in terms:
+        attribute = term.attribute
+        if not attribute.in_values:
+            conditions.append(_condition(term, partition))
+            continue
+        group = attribute.tag if len(attribute.tags) > 1 else attribute.value_name
+        of_items.setdefault((attribute.level, group), []).append(term)
+    return conditions + [_has_values(group, partition) for group in of_items.values()]
+
+
 def _condition(term: Term, partition: sa.ScalarSelect[int]) -> Condition:
     attribute = term.attribute
     if attribute.keyword == "ModalitiesInStudy" and isinstance(term, Like):
         return _has_modality(term.patterns)
-    column = _column(attribute)
+    if isinstance(term, Equal) and len(term.values) > 1 and _is_unique(attribute):
+        return _one_of(attribute, [str(value) for value in term.values], partition)
+    columns, name = _TABLES[attribute.level].c, attribute.column
+    return _matches(term, _Columns(columns[name], columns.get(f"{name}_words"), columns.get(f"{name}_utc")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Where the indexed forms of an attribute are; the latter two for names and date-times."""
+
+    value: sa.ColumnElement[Any]
+    words: sa.ColumnElement[str] | None
+    utc: sa.ColumnElement[str] | None
+
+
+def _matches(term: Term, columns: _Columns) -> Condition:
     match term:
         case Equal(values=(value,)):
-            return column == value
+            return columns.value == value
         case Equal(values=values):
-            return _one_of(attribute, [str(value) for value in values], partition)
+            return columns.value.in_(sa.select(uid_table([str(value) for value in values]).c.value))
         case Between(low=low, high=high):
-            return _between(column, low, high)
+            return _between(columns.value, low, high)
+        case Within():
+            return _within(term, columns)
         case Like(patterns=patterns):
-            return _like(column, patterns)
+            return _like(columns.value, patterns)
         case Words(words=words, patterns=patterns):
-            words_column = _TABLES[attribute.level].c[f"{attribute.column}_words"]
-            return _words(words_column, words) | _like(column, patterns)
+            assert columns.words is not None
+            return _words(columns.words, words) | _like(columns.value, patterns)
 
 
-def _column(attribute: Attribute) -> sa.Column[Any]:
-    return _TABLES[attribute.level].c[attribute.column]
+def _has_values(terms: Sequence[Term], partition: sa.ScalarSelect[int]) -> Condition:
+    """Whether rows of ``attribute_value`` fulfil all terms; several are of one sequence and its items."""
+    level = terms[0].attribute.level
+    rows = [tables.attribute_value.alias(f"value_{number}") for number in range(len(terms))]
+    joined: sa.FromClause = rows[0]
+    conditions = [rows[0].c.partition_key == partition]
+    for number, (term, row) in enumerate(zip(terms, rows, strict=True)):
+        value = row.c.number if term.attribute.matching is Matching.NUMBER else row.c.text
+        conditions.append(row.c.attribute == term.attribute.value_name)
+        conditions.append(_matches(term, _Columns(value, row.c.words, row.c.utc)))
+        if number:
+            nearest = max(range(number), key=lambda n: _shared_depth(terms[n], term))
+            depth = 4 * _shared_depth(terms[nearest], term)
+            joined = joined.join(row, _same_item(row, rows[nearest], depth))
+    return _KEYS[level].in_(sa.select(rows[0].c.owner_key).select_from(joined).where(*conditions))
+
+
+def _shared_depth(one: Term, other: Term) -> int:
+    """How many sequences both attributes are in."""
+    outer = zip(one.attribute.tags[:-1], other.attribute.tags[:-1], strict=False)
+    return next(
+        (n for n, (a, b) in enumerate(outer) if a != b),
+        min(len(one.attribute.tags), len(other.attribute.tags)) - 1,
+    )
+
+
+def _same_item(row: sa.FromClause, other: sa.FromClause, length: int) -> Condition:
+    """Whether both rows are of one owner, and of one item as far as the first ``length`` characters say."""
+    owner = ("study_key", "series_key", "level", "owner_key")
+    same = [row.c[name] == other.c[name] for name in owner]
+    item = sa.func.substring(row.c.item, 1, length) == sa.func.substring(other.c.item, 1, length)
+    return sa.and_(*same, item)
+
+
+def _written(bound: Moment | None) -> str | None:
+    return bound.local if bound else None
+
+
+def _instant(bound: Moment | None) -> str | None:
+    return bound.utc if bound else None
+
+
+def _within(term: Within, columns: _Columns) -> Condition:
+    """Instants are compared where bound and value have a time zone, else what is written."""
+    local, utc = columns.value, columns.utc
+    assert utc is not None
+    low, high = term.low, term.high
+    zoned = [bound.utc is not None for bound in (low, high) if bound]
+    written = _between(local, _written(low), _written(high))
+    if not any(zoned):
+        return written
+    if all(zoned):
+        return _between(utc, _instant(low), _instant(high)) | sa.and_(utc.is_(None), written)
+    assert low
+    assert high
+    after = local >= low.local if low.utc is None else utc >= low.utc
+    before = local <= high.local if high.utc is None else utc <= high.utc
+    return sa.and_(utc.is_not(None), after, before) | sa.and_(utc.is_(None), written)
 
 
 def _has_modality(patterns: tuple[str, ...]) -> Condition:
@@ -216,8 +305,6 @@ def _one_of(attribute: Attribute, uids: list[str], partition: sa.ScalarSelect[in
     order of the page and try each row against the list.
     """
     given = sa.select(uid_table(uids).c.value)
-    if not _is_unique(attribute):
-        return _column(attribute).in_(given)
     named = _TABLES[attribute.level].alias("named")
     key = _KEYS[attribute.level]
     return key.in_(
@@ -227,19 +314,19 @@ def _one_of(attribute: Attribute, uids: list[str], partition: sa.ScalarSelect[in
     )
 
 
-def _between(column: sa.Column[Any], low: str | None, high: str | None) -> Condition:
+def _between(column: sa.ColumnElement[Any], low: str | None, high: str | None) -> Condition:
     if low == high:
         return column == low
     bounds = [column >= low if low is not None else None, column <= high if high is not None else None]
     return sa.and_(*(bound for bound in bounds if bound is not None))
 
 
-def _words(column: sa.Column[Any], words: tuple[str, ...]) -> Condition:
+def _words(column: sa.ColumnElement[Any], words: tuple[str, ...]) -> Condition:
     """Every word begins one of ``column``, where each is preceded by a space."""
     return sa.and_(*(column.like(_like_pattern(f"* {word}*"), escape=_ESCAPE) for word in words))
 
 
-def _like(column: sa.Column[Any], patterns: tuple[str, ...]) -> Condition:
+def _like(column: sa.ColumnElement[Any], patterns: tuple[str, ...]) -> Condition:
     """Whether ``column`` matches one of ``patterns``.
 
     The range that their common beginning spans is stated too: an index serves it on every engine, and

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Text,
     Unicode,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects import mssql
 from sqlalchemy.types import TypeEngine
@@ -59,12 +61,22 @@ def key() -> TypeEngine[int]:
     return BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _attribute_columns(level: Level, table: str, within: tuple[str, ...]) -> Iterator[Column[Any] | Index]:
-    """Shadow columns of a level's searchable attributes and the indexes that serve them."""
+def _attribute_columns(
+    level: Level, table: str, within: tuple[str, ...], patient: bool = False
+) -> Iterator[Column[Any] | Index]:
+    """Shadow columns of a level's searchable attributes and the indexes that serve them.
+
+    ``patient`` leaves those of the patient.
+    """
     for attribute in indexed(level):
+        if patient and not attribute.patient:
+            continue
         if attribute.matching is Matching.UID and attribute.keyword != "SOPClassUID":
             continue  # part of the table's identity
         yield _attribute_column(attribute)
+        if attribute.matching is Matching.DATETIME:
+            yield Column(f"{attribute.column}_utc", code(32))
+            yield Index(f"ix_{table}_{attribute.column}_utc", *within, f"{attribute.column}_utc")
         yield Index(f"ix_{table}_{attribute.column}", *within, attribute.column)
         if attribute.matching is Matching.PERSON_NAME:
             yield Column(f"{attribute.column}_words", shadow(attribute.length + 8))
@@ -90,11 +102,26 @@ partition = Table(
     Column("created", code(32), nullable=False),
 )
 
+patient = Table(
+    "patient",
+    metadata,
+    Column("patient_key", key(), primary_key=True, autoincrement=True),
+    Column("partition_key", key(), ForeignKey("partition.partition_key"), nullable=False),
+    Column("identifier", shadow(64), nullable=False),
+    Column("issuer", shadow(64), nullable=False),
+    Column("attributes", json_text(), nullable=False),
+    *_attribute_columns(Level.STUDY, "patient", ("partition_key",), patient=True),
+    UniqueConstraint("partition_key", "identifier", "issuer"),
+    Index("ix_patient_partition_key", "partition_key"),
+)
+"""Patients that have studies, told apart by PatientID and IssuerOfPatientID as they were stored."""
+
 study = Table(
     "study",
     metadata,
     Column("study_key", key(), primary_key=True, autoincrement=True),
     Column("partition_key", key(), ForeignKey("partition.partition_key"), nullable=False),
+    Column("patient_key", key(), ForeignKey("patient.patient_key"), nullable=True),
     Column("study_instance_uid", code(64), nullable=False),
     Column("number_of_series", Integer, nullable=False),
     Column("number_of_instances", Integer, nullable=False),
@@ -103,6 +130,7 @@ study = Table(
     *_attribute_columns(Level.STUDY, "study", ("partition_key",)),
     UniqueConstraint("partition_key", "study_instance_uid"),
     Index("ix_study_partition_key", "partition_key"),
+    Index("ix_study_patient_key", "patient_key"),
 )
 
 series = Table(
@@ -147,9 +175,44 @@ instance = Table(
     Index("ix_instance_partition_key", "partition_key"),
     Index("ix_instance_sop_instance_uid", "partition_key", "sop_instance_uid"),
     Index("ix_instance_study_key", "study_key"),
+    Index("ix_instance_series_key", "series_key"),
     Index("ix_instance_version", "version"),
     Index("ix_instance_pack", "pack"),
 )
+
+
+def _value_index(column: str) -> Index:
+    """An index of the rows that have a value in ``column``, newest owner last."""
+    given = text(f"{column} IS NOT NULL")
+    columns = ("partition_key", "attribute", column, "owner_key")
+    return Index(f"ix_attribute_value_{column}", *columns, sqlite_where=given, mssql_where=given)
+
+
+attribute_value = Table(
+    "attribute_value",
+    metadata,
+    Column("value_key", key(), primary_key=True, autoincrement=True),
+    Column("partition_key", key(), nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("study_key", key(), nullable=False),
+    Column("series_key", key(), nullable=False),
+    Column("owner_key", key(), nullable=False),
+    Column("attribute", code(64), nullable=False),
+    Column("item", code(32), nullable=False),
+    Column("text", shadow(324), nullable=True),
+    Column("words", shadow(332), nullable=True),
+    Column("utc", code(32), nullable=True),
+    Column("number", Float(53), nullable=True),
+    _value_index("text"),
+    _value_index("utc"),
+    _value_index("number"),
+    Index("ix_attribute_value_owner", "study_key", "level", "series_key", "owner_key"),
+)
+"""One row a value of what has several values, is inside a sequence or comes from an extended query tag.
+
+``owner_key`` is the key of the study, series or instance that has it, by ``level``; ``series_key`` is 0 for
+values of a study. See ``shared/dicom/indexed_values.py``.
+"""
 
 change_feed = Table(
     "change_feed",

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from shared.dicom.attributes import Level
+from shared.dicom import normalise
+from shared.dicom.attributes import Attribute, Level
 from shared.dicom.identifiers import Resource
 from shared.dicom.projection import Projection
-from shared.dicom.search_terms import SearchQuery, name_of, parse_term, searchable, tag_of
+from shared.dicom.search_terms import SearchQuery, name_of, parse_term, path_of, searchable, tag_of
 from shared.errors import InvalidRequest
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 200
 MAX_OFFSET = 2**31 - 1
 
+_TIME_ZONE = "00080201"
+
 _OPTIONS = frozenset({"limit", "offset", "fuzzymatching"})
 
 
-def search_query(level: Level, resource: Resource, parameters: Iterable[tuple[str, str]]) -> SearchQuery:
+def search_query(
+    level: Level,
+    resource: Resource,
+    parameters: Iterable[tuple[str, str]],
+    query_tags: Mapping[str, Attribute] | None = None,
+) -> SearchQuery:
     """The search that ``parameters``, decoded and in their order, ask for.
+
+    ``query_tags`` are attributes that may be matched beyond those of the table, by path.
 
     Raises InvalidRequest that names a parameter which is unknown, malformed, given twice or not
     searchable at ``level``.
@@ -31,14 +41,15 @@ def search_query(level: Level, resource: Resource, parameters: Iterable[tuple[st
         if name == "includefield":
             included += value.split(",")
             continue
-        known, key = (options, name) if name in _OPTIONS else (values, _tag(name))
+        known, key = (options, name) if name in _OPTIONS else (values, _matched_path(name))
         if key in known:
             raise InvalidRequest(f"The query parameter {_shown(name)} is given twice.")
         known[key] = value
 
     fuzzy = _boolean("fuzzymatching", options.get("fuzzymatching", "false"))
-    attributes = {tag: searchable(tag, level) for tag in values}
-    terms = [parse_term(attributes[tag], value, fuzzy) for tag, value in values.items()]
+    zone = _time_zone(values.pop(_TIME_ZONE, ""))
+    attributes = {path: searchable(path, level, query_tags) for path in values}
+    terms = [parse_term(attributes[path], value, fuzzy, zone) for path, value in values.items()]
     fields = [field.strip() for field in included if field.strip()]
     return SearchQuery(
         level=level,
@@ -77,14 +88,12 @@ def _path(name: str) -> tuple[str, ...]:
     return tuple(tag for tag in tags if tag is not None)
 
 
-def _tag(name: str) -> str:
-    """The tag of the attribute that a parameter matches."""
-    tag = tag_of(name)
-    if tag is not None:
-        return tag
-    if "." in name and all(tag_of(part) for part in name.split(".")):
-        raise InvalidRequest(f"Matching inside sequences, as in {_shown(name)}, is not supported for now.")
-    raise InvalidRequest(f"The query parameter {_shown(name)} is unknown.")
+def _matched_path(name: str) -> str:
+    """The tags of the attribute that a parameter matches."""
+    path = path_of(name)
+    if path is None:
+        raise InvalidRequest(f"The query parameter {_shown(name)} is unknown.")
+    return path
 
 
 def _field(name: str) -> str:
@@ -99,6 +108,14 @@ def _integer(name: str, value: str, low: int, high: int) -> int:
     if re.fullmatch("[0-9]{1,10}", value) is None or not low <= int(value) <= high:
         raise InvalidRequest(f"{name} must be a number from {low} to {high}.")
     return int(value)
+
+
+def _time_zone(value: str) -> str:
+    """The time zone of a query's date-times; a ``+`` may have arrived as a space."""
+    value = re.sub("^ ", "+", value)
+    if value and not normalise.offset(value):
+        raise InvalidRequest("TimezoneOffsetFromUTC must be +HHMM or -HHMM.")
+    return normalise.offset(value)
 
 
 def _boolean(name: str, value: str) -> bool:
