@@ -37,6 +37,24 @@ LARGEST_FRAME = 256 * 1024 * 1024
 _FLOAT_PIXELS = ("7FE00008", "7FE00009")
 _BITS_ALLOCATED = (1, 8, 16, 32, 64)
 _SUBSAMPLED = "YBR_FULL_422"
+_INTERPRETATIONS = frozenset(
+    {
+        *(
+            "MONOCHROME1",
+            "MONOCHROME2",
+            "PALETTE COLOR",
+            "RGB",
+            "YBR_FULL",
+            "YBR_FULL_422",
+            "YBR_ICT",
+            "YBR_RCT",
+        ),
+        *("YBR_PARTIAL_422", "YBR_PARTIAL_420", "HSV"),
+    }
+)
+PARTIAL = ("YBR_PARTIAL_422", "YBR_PARTIAL_420")
+"""Retired colour spaces whose values keep a distance from black and white, as those of video do."""
+
 _PLUGIN = "imagecodecs"
 _END_OF_IMAGE = b"\xff\xd9"
 
@@ -124,15 +142,22 @@ def decode(frame: bytes, image: ImagePixel, transfer_syntax: str) -> DecodedFram
     The dtype is as wide as BitsAllocated and signed as PixelRepresentation says; pixels of one bit become
     bytes. Colour is interleaved afterwards. Its space stays as it is, PALETTE COLOR included, except:
     the colour transforms of JPEG 2000 are undone (YBR_RCT, YBR_ICT become RGB), YBR of lossy JPEG
-    (YBR_FULL and YBR_FULL_422) becomes RGB, and subsampling of native data is undone (YBR_FULL_422 becomes
-    YBR_FULL). Bits beyond BitsStored are cleared, or follow the sign, where HighBit is BitsStored - 1; where
-    it is not (retired), words stay as they are.
+    (YBR_FULL and YBR_FULL_422, and the retired YBR_PARTIAL ones) becomes RGB, and subsampling of native data
+    is undone (YBR_FULL_422 becomes YBR_FULL). Bits beyond BitsStored are cleared, or follow the sign, where
+    HighBit is BitsStored - 1; where it is not (retired), words stay as they are.
 
     Holds no global lock while a codec works. Raises CorruptFrame.
     """
     if transfer_syntax not in DECODABLE:
         raise CorruptFrame(f"Frames in transfer syntax {transfer_syntax} cannot be decoded.")
+    if image.photometric_interpretation not in _INTERPRETATIONS:
+        known = image.photometric_interpretation[:16]
+        raise CorruptFrame(f"Frames of PhotometricInterpretation {known} cannot be decoded.")
     native = transfer_syntax in NATIVE
+    if image.photometric_interpretation in PARTIAL and not (native or transfer_syntax in JPEG_LOSSY_SYNTAXES):
+        raise CorruptFrame(f"Frames of {image.photometric_interpretation} in this syntax cannot be decoded.")
+    if native and image.photometric_interpretation in PARTIAL:
+        raise CorruptFrame("Native frames of a retired YBR_PARTIAL colour space are rendered, not converted.")
     if not native:
         _check_codestream(frame, image)
     try:
@@ -144,10 +169,22 @@ def decode(frame: bytes, image: ImagePixel, transfer_syntax: str) -> DecodedFram
     colour = str(found.get("photometric_interpretation", image.photometric_interpretation))
     if native and colour == _SUBSAMPLED:
         colour = "YBR_FULL"
+    if colour in PARTIAL:
+        pixels, colour = rgb_of_partial(pixels), "RGB"
     described = replace(image, photometric_interpretation=colour, planar_configuration=0)
     if image.bits_allocated == 1:
         described = replace(described, bits_allocated=8)
     return DecodedFrame(pixels, described)
+
+
+def rgb_of_partial(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """RGB of pixels of 8 bits in YBR_PARTIAL, no longer subsampled (PS3.3 §C.7.6.3.1.2 of 2016)."""
+    import numpy as np
+
+    luma, blue, red = (pixels[:, :, plane].astype(np.float64) for plane in range(3))
+    luma, blue, red = 1.1644 * (luma - 16), blue - 128, red - 128
+    mixed = (luma + 1.5960 * red, luma - 0.3917 * blue - 0.8129 * red, luma + 2.0173 * blue)
+    return np.rint(np.clip(np.stack(mixed, axis=-1), 0, 255)).astype(np.uint8)
 
 
 def _decode(

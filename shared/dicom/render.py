@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shared.dicom.document import value_of, values_of
-from shared.dicom.pixel_data import CorruptFrame, ImagePixel, decode
+from shared.dicom.pixel_data import CorruptFrame, ImagePixel, decode, rgb_of_partial
+from shared.dicom.transfer_syntaxes import EXPLICIT_LE, NATIVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,7 @@ WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _BYTES = "Bytes"
 _FLOATS = {"7FE00008": "<f4", "7FE00009": "<f8"}
 _PALETTES = ("00281201", "00281202", "00281203", "00281221", "00281222", "00281223")
+_DESCRIPTOR = "00281101"
 _LUTS = ("00283000", "00283010")
 _LUT_DATA = "00283006"
 _MOST_OVERLAYS = 16
@@ -119,12 +121,21 @@ def _render(frame: bytes, document: Json, number: int, transfer_syntax: str, opt
         floats = np.frombuffer(frame, kind)[: int(shape[0] * shape[1])].reshape(int(shape[0]), int(shape[1]))
         return _grey(np.nan_to_num(floats.astype(np.float64)), document, number, options, signed=True)
     image = ImagePixel.from_document(document)
+    if image.photometric_interpretation == "YBR_PARTIAL_422" and transfer_syntax in NATIVE:
+        layout = replace(image, photometric_interpretation="YBR_FULL_422")
+        return rgb_of_partial(decode(frame, layout, transfer_syntax).pixels)
     decoded = decode(frame, image, transfer_syntax)
     if decoded.image.samples_per_pixel == 3:
         return _colour(decoded.pixels, decoded.image)
     if image.photometric_interpretation == "PALETTE COLOR":
         return _by_table(decoded.pixels, lambda values: _palette(values, document))
-    return _grey(decoded.pixels, document, number, options, image.pixel_representation == 1)
+    grey = _grey(decoded.pixels, document, number, options, image.pixel_representation == 1)
+    if (
+        value_of(document, "00089205", "") in ("COLOR", "MIXED")
+        and len(values_of(document, _DESCRIPTOR)) == 3
+    ):
+        return _supplemented(grey, decoded.pixels, document)
+    return grey
 
 
 def _by_table(pixels: Array, mapping: Callable[[Array], Array]) -> Array:
@@ -153,19 +164,39 @@ def _colour(pixels: Array, image: ImagePixel) -> Array:
     return np.array(pixels)
 
 
+def _supplemented(grey: Array, values: Array, document: Json) -> Array:
+    """Grey up to the first value that the supplemental palette maps, and its colours from there on
+    (PS3.3 §C.7.6.19)."""
+    import numpy as np
+
+    coloured = values >= _first_mapped(document, signed=values.dtype.kind == "i")
+    pixels = np.repeat(grey[:, :, None], 3, axis=2)
+    if coloured.any():
+        pixels[coloured] = _palette(values[coloured], document)
+    return np.array(pixels)
+
+
+def _first_mapped(document: Json, signed: bool) -> int:
+    first = int(values_of(document, _DESCRIPTOR)[1])
+    return first - 65536 if signed and first > 32767 else first
+
+
 def _palette(values: Array, document: Json) -> Array:
     import numpy as np
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.pixels import apply_color_lut
 
     ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = EXPLICIT_LE  # the byte order of segments
     for red in (0x00281101, 0x00281102, 0x00281103):
-        descriptor = [int(v) & 0xFFFF for v in values_of(document, f"{red:08X}")]
-        ds.add_new(red, "US", descriptor)
+        count, _, bits = (int(v) & 0xFFFF for v in values_of(document, f"{red:08X}"))
+        ds.add_new(red, "US", [count, 0, bits])
     for tag in _PALETTES:
         if tag in document:
             ds.add_new(int(tag, 16), "OW", _binary(document[tag]))
-    colours = apply_color_lut(values.astype(np.int64), ds)
+    first = _first_mapped(document, signed=values.dtype.kind == "i")
+    colours = apply_color_lut(np.maximum(values.astype(np.int64) - first, 0), ds)
     bits = ds[0x00281101].value[2]
     return np.array((colours >> 8 if bits > 8 else colours).astype(np.uint8))
 
