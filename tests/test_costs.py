@@ -18,10 +18,12 @@ from pydicom.uid import generate_uid
 
 from shared import container
 from shared.dicom.identifiers import DEFAULT_PARTITION, Resource
-from shared.services import change_feed, delete, retrieve, store
+from shared.dicom.render import Options
+from shared.dicom.report import Links
+from shared.services import change_feed, delete, rendered, retrieve, store
 from shared.settings import settings
-from tests import slides
-from tests.dicom_files import make_file
+from tests import reports, slides
+from tests.dicom_files import make_file, to_file
 
 CACHED = (settings, container.database, container.blob_store, container.table_service, container.state)
 
@@ -200,6 +202,24 @@ async def test_metadata_of_a_study_costs_one_statement_and_two_reads_a_series(co
         assert len([d async for d in retrieve.read_metadata(found, "http://server/v2")]) == 9
     assert len(costs.statements) == 1
     assert len(costs.blob) <= 2 * len(series)
+
+
+async def test_a_thumbnail_of_a_study_and_a_page_cost_no_more_than_their_instance(counted: Counter) -> None:
+    study, series = generate_uid(), generate_uid()
+    files = [make_file(study, series, InstanceNumber=number) for number in range(9)]
+    await _store(files)
+    with counted() as costs:
+        stored, frame = rendered.representative(await retrieve.find(Resource(DEFAULT_PARTITION, study)))
+        images = rendered.render_frames(stored, [frame], "image/jpeg", Options())
+        assert [image async for image in images]
+    assert (stored.instance_number, len(costs.statements), len(costs.blob)) == (4, 1, 2)
+    page = reports.basic_text()
+    await _store([to_file(page)])
+    with counted() as costs:
+        found = await retrieve.find(Resource(DEFAULT_PARTITION, page.StudyInstanceUID))
+        assert await rendered.read_document(found[0]) is None
+        assert await rendered.render_report(found[0], Links("http://server/v2", "http://server/v2/i"))
+    assert (len(costs.statements), costs.blob) == (1, ["GET"])
 
 
 async def test_delete_costs_one_transaction_and_no_blob_request(counted: Counter) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_has_tag
@@ -177,6 +179,20 @@ def test_every_real_file_reads_back_as_its_json() -> None:
         for key in reader.keywordless(xml.encode()):
             assert not dictionary_has_tag(int(key, 16)), (path.name, key)
     assert checked > 200
+
+
+@given(st.text())
+def test_any_text_is_a_well_formed_document(text: str) -> None:
+    private = {"vr": "LO", "Value": [text]}
+    document = {
+        "00091000": private,
+        "00104000": {"vr": "LT", "Value": [text, None]},
+        "00100010": {"vr": "PN", "Value": [{"Alphabetic": text}, {"Ideographic": text}]},
+    }
+    document = {"00090010": private} | document
+    tags = dict(sorted(document.items()))
+    xml = "".join(writer.pieces(json.dumps(tags, separators=(",", ":"), ensure_ascii=False)))
+    assert reader.read(xml.encode()).keys() == reader.expected(tags).keys()
 
 
 def test_many_functional_groups_become_xml_in_pieces(archive: Partition) -> None:

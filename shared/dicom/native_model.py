@@ -104,7 +104,7 @@ def _start_of(tag: str, vr: str, creators: dict[str, str]) -> str:
         keyword = _keyword(tag)
         return f'<DicomAttribute tag="{tag}" vr="{vr}"' + (f' keyword="{keyword}">' if keyword else ">")
     creator = creators.get(tag[:6]) if tag[4:6] != "00" else None
-    if creator is None:
+    if not creator:
         return f'<DicomAttribute tag="{tag}" vr="{vr}">'
     named = _escaped(creator, _IN_ATTRIBUTES)
     return f'<DicomAttribute tag="{tag[:4]}00{tag[6:]}" vr="{vr}" privateCreator="{named}">'

@@ -63,7 +63,7 @@ async def read_document(stored: StoredInstance) -> tuple[str, Payload] | None:
     """An encapsulated document or a video and its own media type; None where the instance is neither."""
     if is_video(stored.transfer_syntax):
         return media_type(stored.transfer_syntax), await retrieve.read_bulkdata(stored, PIXEL_DATA)
-    if stored.number_of_frames:
+    if stored.number_of_frames or is_report(stored):
         return None
     document = await retrieve.read_document(stored)
     own_type, length = type_and_length(document)

@@ -68,6 +68,25 @@ _METADATA_OPTION: tuple[Json, str] = (
     {"type": "boolean", "default": True},
     "Whether entries hold the metadata of instances that exist.",
 )
+_METADATA_OPTIONS: dict[str, tuple[Json, str]] = {
+    "includefield": (
+        {"type": "array", "items": {"type": "string"}},
+        "Attributes to leave, by keyword or tag, with dots below sequences; `all` for every one.",
+    ),
+}
+_VIEWPORT: tuple[Json, str] = (
+    {"type": "string", "examples": ["512,512", "256,256,0,0,128,128"]},
+    "Width and height to scale to, and the region of the image: left, top, width, height.",
+)
+_RENDERING_OPTIONS: dict[str, tuple[Json, str]] = {
+    "viewport": _VIEWPORT,
+    "window": (
+        {"type": "string", "examples": ["40,400,linear"]},
+        "Centre, width and function: linear, linear-exact or sigmoid.",
+    ),
+    "quality": ({"type": "integer", "minimum": 1, "maximum": 100, "default": 90}, "Quality of a JPEG."),
+    "iccprofile": ({"enum": ["no"]}, "ICC profiles are neither applied nor sent."),
+}
 _CHANGE_FEED_OPTIONS: dict[str, tuple[Json, str]] = {
     "offset": (
         {"type": "integer", "minimum": 0, "default": 0},
@@ -303,6 +322,12 @@ def _query_parameters(route: Route) -> list[Json]:
             attributes = [a for a in ATTRIBUTES if a.matching is not None and a.level <= level]
             options = [_parameter(name, "query", *of) for name, of in _SEARCH_OPTIONS.items()]
             return options + [_parameter_reference(a.keyword) for a in attributes]
+        case "metadata":
+            return [_parameter(name, "query", *of) for name, of in _METADATA_OPTIONS.items()]
+        case "rendered":
+            thumbnail = route.template.endswith("/thumbnail")
+            taken = {"viewport": _VIEWPORT} if thumbnail else _RENDERING_OPTIONS
+            return [_parameter(name, "query", *of) for name, of in taken.items()]
         case "change_feed":
             return [_parameter(name, "query", *of) for name, of in _CHANGE_FEED_OPTIONS.items()]
         case "read_latest_change":
