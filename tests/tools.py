@@ -12,6 +12,7 @@ PACKAGES = {
     "chromedriver": "chromium-driver",
     "dcm2xml": "dcmtk",
     "dcmcjpeg": "dcmtk",
+    "dcmcrle": "dcmtk",
     "dcmj2pnm": "dcmtk",
 }
 """The package each program is in; ``.ci/run`` installs them."""

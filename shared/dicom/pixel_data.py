@@ -21,6 +21,7 @@ from shared.dicom.transfer_syntaxes import (
     JPEG_LOSSY_SYNTAXES,
     JPEG_LS_SYNTAXES,
     JPEG_SYNTAXES,
+    LOSSY_SYNTAXES,
     NATIVE,
     RLE,
 )
@@ -144,7 +145,8 @@ def decode(frame: bytes, image: ImagePixel, transfer_syntax: str) -> DecodedFram
     the colour transforms of JPEG 2000 are undone (YBR_RCT, YBR_ICT become RGB), YBR of lossy JPEG
     (YBR_FULL and YBR_FULL_422, and the retired YBR_PARTIAL ones) becomes RGB, and subsampling of native data
     is undone (YBR_FULL_422 becomes YBR_FULL). Bits beyond BitsStored are cleared, or follow the sign, where
-    HighBit is BitsStored - 1; where it is not (retired), words stay as they are.
+    HighBit is BitsStored - 1; where it is not (retired), words stay as they are. What lossy compression has
+    carried beyond BitsStored becomes the greatest value, or the least.
 
     Holds no global lock while a codec works. Raises CorruptFrame.
     """
@@ -159,13 +161,15 @@ def decode(frame: bytes, image: ImagePixel, transfer_syntax: str) -> DecodedFram
     if native and image.photometric_interpretation in PARTIAL:
         raise CorruptFrame("Native frames of a retired YBR_PARTIAL colour space are rendered, not converted.")
     if not native:
-        _check_codestream(frame, image)
+        _check_codestream(frame, image, transfer_syntax)
     try:
         pixels, found = _decode(frame, image, transfer_syntax, native)
     except CorruptFrame:
         raise
     except Exception as error:
         raise CorruptFrame(f"A frame cannot be decoded from transfer syntax {transfer_syntax}.") from error
+    if transfer_syntax in LOSSY_SYNTAXES:
+        pixels = _within_range(pixels, image)
     colour = str(found.get("photometric_interpretation", image.photometric_interpretation))
     if native and colour == _SUBSAMPLED:
         colour = "YBR_FULL"
@@ -185,6 +189,14 @@ def rgb_of_partial(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     luma, blue, red = 1.1644 * (luma - 16), blue - 128, red - 128
     mixed = (luma + 1.5960 * red, luma - 0.3917 * blue - 0.8129 * red, luma + 2.0173 * blue)
     return np.rint(np.clip(np.stack(mixed, axis=-1), 0, 255)).astype(np.uint8)
+
+
+def _within_range(pixels: np.ndarray[Any, Any], image: ImagePixel) -> np.ndarray[Any, Any]:
+    """``pixels`` between the least and the greatest value of BitsStored bits."""
+    if image.bits_stored == 8 * pixels.dtype.itemsize or image.high_bit != image.bits_stored - 1:
+        return pixels
+    least = -(1 << image.bits_stored - 1) if image.pixel_representation else 0
+    return pixels.clip(least, least + (1 << image.bits_stored) - 1)
 
 
 def _decode(
@@ -311,21 +323,32 @@ def _decode_rle(frame: bytes, runner: Any) -> bytes:
     return bytes(data)
 
 
-def _check_codestream(frame: bytes, image: ImagePixel) -> None:
-    """Refuse a codestream that announces another size, before memory is taken for it."""
-    size = _announced_size(frame)
+def _check_codestream(frame: bytes, image: ImagePixel, transfer_syntax: str) -> None:
+    """Refuse a codestream that announces another size, before memory is taken for it.
+
+    RLE announces none; and what marks a size in one kind of codestream is pixels in another.
+    """
+    if transfer_syntax == RLE:
+        return
+    wavelets = transfer_syntax in JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
+    size = _size_in_jpeg_2000(frame) if wavelets else _size_in_jpeg(frame)
     if size is not None and size != (image.rows, image.columns):
         raise CorruptFrame("A frame's codestream announces other numbers of rows and columns than the image.")
 
 
-def _announced_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns a JPEG or JPEG 2000 codestream announces (SOF, SIZ), where it does."""
+def _size_in_jpeg_2000(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that the SIZ segment announces; it may follow boxes of a file format."""
     siz = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if siz >= 0 and len(frame) >= siz + 24:
         width, height, left, top = (
             int.from_bytes(frame[siz + at : siz + at + 4], "big") for at in (8, 12, 16, 20)
         )
         return height - top, width - left
+    return None
+
+
+def _size_in_jpeg(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that the SOF segment of JPEG or JPEG-LS announces."""
     if not frame.startswith(b"\xff\xd8"):
         return None
     position = 2

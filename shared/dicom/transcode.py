@@ -191,9 +191,15 @@ def _encode_jpeg_lossless(pixels: np.ndarray[Any, Any], image: ImagePixel) -> by
 
 
 def _encode_jpeg_ls(pixels: np.ndarray[Any, Any], image: ImagePixel) -> bytes | bytearray:
+    """Noise may become longer than it was, up to four times: a code has 4 bits a bit of its sample at the
+    most (ITU-T T.87 §A.5.3, LIMIT)."""
     import imagecodecs
 
-    return imagecodecs.jpegls_encode(_unsigned(pixels))
+    samples = _unsigned(pixels)
+    try:
+        return imagecodecs.jpegls_encode(samples)
+    except imagecodecs.JpeglsError:
+        return imagecodecs.jpegls_encode(samples, out=4 * samples.nbytes + 4096)
 
 
 def _encode_jpeg_2000(pixels: np.ndarray[Any, Any], image: ImagePixel) -> bytes | bytearray:

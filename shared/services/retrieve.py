@@ -34,8 +34,9 @@ from shared.sql import instances
 from shared.sql.instances import StoredInstance
 
 _AHEAD_BYTES = 16 * 1024 * 1024
+_AHEAD_OF_ALL_BYTES = 48 * 1024 * 1024  # of all requests of this process
 _AHEAD_READS = 8
-_RUN_BYTES = 16 * 1024 * 1024
+_RUN_BYTES = BLOCK
 _RUN_GAP = 64 * 1024
 _MOVES = 3
 _MOST_FRAGMENTS = 64  # whose headers are looked for one by one
@@ -81,22 +82,40 @@ async def find(resource: Resource) -> list[StoredInstance]:
 # --- reading ahead -----------------------------------------------------------------------------------
 
 
+class _Ahead:
+    """Bytes one request has read ahead. What all requests have together is bounded too: then each reads only
+    what it hands out next."""
+
+    of_all = 0
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        self.size += size
+        _Ahead.of_all += size
+
+    @property
+    def has_room(self) -> bool:
+        return self.size < _AHEAD_BYTES and _Ahead.of_all < _AHEAD_OF_ALL_BYTES
+
+
 async def _read_all(spans: Sequence[Span]) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of each span in turn; small ones are read several at a time, ahead of their turn."""
     waiting: deque[asyncio.Task[bytes] | None] = deque()
-    ahead = 0
+    ahead = _Ahead()
     upcoming = iter(spans)
     lengths: deque[Span] = deque()
     done = False
     try:
         while True:
-            while not done and len(waiting) < _AHEAD_READS and ahead < _AHEAD_BYTES:
+            while not done and (not waiting or (len(waiting) < _AHEAD_READS and ahead.has_room)):
                 span = next(upcoming, None)
                 if span is None:
                     done = True
                     break
                 small = span.length <= BLOCK and len(spans) > 1
-                ahead += min(span.length, BLOCK)
+                ahead.add(min(span.length, BLOCK))
                 lengths.append(span)
                 waiting.append(asyncio.create_task(_read(span)) if small else None)
             if not waiting:
@@ -106,8 +125,9 @@ async def _read_all(spans: Sequence[Span]) -> AsyncIterator[AsyncIterator[bytes]
                 yield _stream(span)
             else:
                 yield await _done(task)
-            ahead -= min(span.length, BLOCK)
+            ahead.add(-min(span.length, BLOCK))
     finally:
+        ahead.add(-ahead.size)
         for task in waiting:
             if task is not None:
                 task.cancel()

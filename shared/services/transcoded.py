@@ -31,6 +31,7 @@ Arguments = TypeVarTuple("Arguments")
 
 _AHEAD = 2
 _AHEAD_BYTES = 8 * 1024 * 1024
+_HELD_BYTES = 8 * 1024 * 1024
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST = 0xFFFFFFFE
@@ -166,8 +167,8 @@ async def read_instance(
     """A file in the syntax ``target``: its own, a native one, or one frames are encoded in.
 
     The length of native pixel data is known beforehand. Raises NotAcceptable, before the first byte, where
-    the instance cannot be had in ``target``, its first frame included; a later frame that cannot be decoded
-    ends the chunks with NotAcceptable.
+    the instance cannot be had in ``target``: a frame among the first 8 MiB included, for these are made
+    beforehand. A later frame that cannot be decoded ends the chunks with NotAcceptable.
     """
     if stored.transfer_syntax == target:
         return await anext(retrieve.read_instances([stored]))
@@ -192,21 +193,20 @@ async def read_instance(
     if native and length > _LONGEST:
         raise NotAcceptable(f"The decoded pixel data would be longer than 4 GiB ({_ADVICE}).")
     results = _transcoded(stored, image, range(1, stored.number_of_frames + 1), target)
-    first = await anext(results)
-    if isinstance(first, CorruptFrame):
-        await results.aclose()
-        raise NotAcceptable(f"{first} {_as_stored(stored)}")
+    made = _described_alike(stored, results)
+    begun = await _begun(made)
+    first = begun[0]
     edits = _edits(document, image, first, stored.transfer_syntax, target)
     start, end = await retrieve.convert_elements(stored, target, around.before, around.after, edits)
     start = convert.with_transfer_syntax(around.header, target) + start
     length += length % 2 if native else 0
     vr = "OW" if native and image.bits_allocated > 8 else "OB"
     start += convert.element_header(_PIXEL_DATA, vr, length, target)
-    frames = _native(first, results) if native else _items(first, results)
+    frames = _native(begun, made) if native else _items(begun, made)
 
     async def chunks() -> AsyncIterator[bytes]:
         yield start
-        async with aclosing(results), aclosing(frames):
+        async with aclosing(results), aclosing(made), aclosing(frames):
             async for chunk in frames:
                 yield chunk
         if end:
@@ -215,12 +215,31 @@ async def read_instance(
     return Payload(len(start) + length + len(end) if native else None, chunks())
 
 
+async def _begun(frames: AsyncGenerator[EncodedFrame, None]) -> deque[EncodedFrame]:
+    """The first frames: all of them where they are few, so that one that cannot be had is known in time."""
+    begun: deque[EncodedFrame] = deque()
+    size = 0
+    async for frame in frames:
+        begun.append(frame)
+        size += len(frame.data)
+        if size >= _HELD_BYTES:
+            break
+    return begun
+
+
+async def _all(begun: deque[EncodedFrame], rest: AsyncIterator[EncodedFrame]) -> AsyncIterator[bytes]:
+    while begun:
+        yield begun.popleft().data
+    async for frame in rest:
+        yield frame.data
+
+
 async def _native(
-    first: EncodedFrame, rest: AsyncIterator[EncodedFrame | CorruptFrame]
+    begun: deque[EncodedFrame], rest: AsyncIterator[EncodedFrame]
 ) -> AsyncGenerator[bytes, None]:
     """Native pixel data, padded to an even length."""
     size = 0
-    async for frame in _alike(first, rest):
+    async for frame in _all(begun, rest):
         size += len(frame)
         yield frame
     if size % 2:
@@ -228,30 +247,33 @@ async def _native(
 
 
 async def _items(
-    first: EncodedFrame, rest: AsyncIterator[EncodedFrame | CorruptFrame]
+    begun: deque[EncodedFrame], rest: AsyncIterator[EncodedFrame]
 ) -> AsyncGenerator[bytes, None]:
     """Encapsulated pixel data: an empty basic offset table, a fragment a frame (PS3.5 §A.4)."""
     yield _ITEM + bytes(4)
-    async for frame in _alike(first, rest):
+    async for frame in _all(begun, rest):
         padding = len(frame) % 2
         yield _ITEM + struct.pack("<I", len(frame) + padding)
         yield frame + b"\0" if padding else frame
     yield _SEQUENCE_END
 
 
-async def _alike(
-    first: EncodedFrame, rest: AsyncIterator[EncodedFrame | CorruptFrame]
-) -> AsyncIterator[bytes]:
-    """The bytes of all frames, which the data set's attributes describe if they describe the first."""
-    yield first.data
-    number = 1
-    async for frame in rest:
+async def _described_alike(
+    stored: StoredInstance, results: AsyncIterator[EncodedFrame | CorruptFrame]
+) -> AsyncGenerator[EncodedFrame, None]:
+    """All frames, which the data set's attributes describe if they describe the first. Raises NotAcceptable
+    in the place of one that cannot be had."""
+    first: EncodedFrame | None = None
+    number = 0
+    async for frame in results:
         number += 1
+        which = f"Frame {number}: " if stored.number_of_frames > 1 else ""
         if isinstance(frame, CorruptFrame):
-            raise NotAcceptable(f"Frame {number}: {frame} ({_ADVICE})")
+            raise NotAcceptable(f"{which}{frame} {_as_stored(stored)}")
+        first = first or frame
         if frame.image != first.image:
-            raise NotAcceptable(f"Frame {number} is not in the colour space of the first ({_ADVICE}).")
-        yield frame.data
+            raise NotAcceptable(f"{which}It is not in the colour space of the first. {_as_stored(stored)}")
+        yield frame
 
 
 def _edits(
