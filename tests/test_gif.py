@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
 from shared.dicom import animation
@@ -136,6 +139,22 @@ def test_too_many_pixels_are_refused(archive: Partition) -> None:
     (path,) = archive.keep(file)
     assert f"at most {count - 1};" in problem(archive.get(f"{path}/rendered", GIF), 406)
     assert archive.get(f"{path}/frames/1,2/rendered", GIF).status_code == 200
+
+
+def test_a_frame_damaged_further_on_cuts_the_animation(archive: Partition) -> None:
+    ds = dcmread(str(get_testdata_file("SC_rgb_jpeg_dcmtk.dcm")))
+    (good,) = generate_frames(ds.PixelData, number_of_frames=1)
+    ds.PixelData = encapsulate([good, good[: len(good) // 2]])
+    ds["PixelData"].is_undefined_length = True
+    ds.NumberOfFrames, ds.SOPInstanceUID = 2, generate_uid()
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    buffer = io.BytesIO()
+    ds.save_as(buffer)
+    (path,) = archive.keep(buffer.getvalue())
+    assert problem(archive.get(f"{path}/frames/2,1/rendered", GIF), 406)
+    with pytest.raises(httpx.RemoteProtocolError):
+        archive.get(f"{path}/rendered", GIF)
+    assert archive.get(f"{path}/frames/1/rendered", GIF).status_code == 200
 
 
 # --- thumbnails --------------------------------------------------------------------------------------

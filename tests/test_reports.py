@@ -278,6 +278,9 @@ def test_what_cannot_be_had_of_a_report_is_406(archive: Partition, mixed: str) -
     assert "no image" in problem(archive.get(f"{path}/thumbnail"), 406)
     assert problem(archive.get(f"{path}/frames/1/rendered"), 406)
     assert problem(archive.get(f"{path}/rendered?nothing=1"), 400)
+    many = [reports.item("TEXT", "Finding", TextValue="x" * 250_000) for _ in range(34)]
+    large = reports.report(reports.BASIC_TEXT, *many)
+    assert "MiB" in problem(archive.get(f"{archive.keep(to_file(large))[0]}/rendered"), 406)
     empty = reports.report(reports.BASIC_TEXT, ConceptNameCodeSequence=[])
     assert "content" in problem(archive.get(f"{archive.keep(to_file(empty))[0]}/rendered"), 406)
 

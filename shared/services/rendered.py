@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -83,7 +82,7 @@ async def render_report(stored: StoredInstance, links: report.Links) -> Payload:
         raise NotAcceptable(f"The report has more than {report.LARGEST >> 20} MiB and is not rendered.")
     document = await retrieve.read_document_text(stored)
     try:
-        page = await asyncio.to_thread(report.render, document, links)
+        page = await transcoded.in_codec_thread(report.render, document, links)
     except ValueError as error:
         raise NotAcceptable(str(error)) from error
     return retrieve.in_memory(page.encode())
