@@ -30,19 +30,39 @@ async def retrieve_frames(request: Request) -> Response:
     ranges = http.accepted(request)
     (stored,) = await services.retrieve.find(resource)
     choices = negotiate.frames(ranges, stored.transfer_syntax, len(wanted))
-    targets = [choice.transfer_syntaxes[0] for choice in choices]
-    index, payloads = await services.transcoded.open_frames(stored, wanted, targets)
-    chosen = choices[index]
-    content_type = f"{chosen.media_type}; transfer-syntax={targets[index]}"
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
     if len(wanted) == 1:
-        digest = services.retrieve.digest([stored], f"{url}/{wanted[0]} {content_type}")
-        location = f"{url}/{wanted[0]}" if chosen.multipart else ""
-        payload = await anext(payloads)
-        if isinstance(payload, NotAcceptable):
-            raise payload
-        return await single_part.respond(request, payload, content_type, digest, location)
-    return await multi_part.respond(_parts(wanted, payloads, content_type, url), chosen.media_type)
+        return await _one(request, stored, wanted[0], choices, f"{url}/{wanted[0]}")
+    targets = [choice.transfer_syntaxes[0] for choice in choices]
+    index, payloads = await services.transcoded.open_frames(stored, wanted, targets)
+    parts = _parts(wanted, payloads, _content_type(choices[index]), url)
+    return await multi_part.respond(parts, choices[index].media_type)
+
+
+async def _one(
+    request: Request, stored: StoredInstance, number: int, choices: Sequence[Choice], url: str
+) -> Response:
+    services.retrieve.check_frames(stored, [number])
+    had = _identity(stored, choices[0], url)
+    unchanged = single_part.unchanged(request, *had)  # a client that has the first choice could get it
+    if unchanged is not None:
+        return unchanged
+    targets = [choice.transfer_syntaxes[0] for choice in choices]
+    index, payload = await services.transcoded.open_frame(stored, number, targets)
+    chosen = choices[index]
+    return await single_part.respond(
+        request, payload, _content_type(chosen), *_identity(stored, chosen, url)
+    )
+
+
+def _content_type(choice: Choice) -> str:
+    return f"{choice.media_type}; transfer-syntax={choice.transfer_syntaxes[0]}"
+
+
+def _identity(stored: StoredInstance, choice: Choice, url: str) -> tuple[str, str]:
+    """Digest and location of a frame, see :func:`single_part.respond`."""
+    digest = services.retrieve.digest([stored], f"{url} {_content_type(choice)}")
+    return digest, url if choice.multipart else ""
 
 
 def numbers(text: str) -> list[int]:

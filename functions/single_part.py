@@ -30,14 +30,15 @@ async def respond(
     multipart/related with that one part; a range then counts in the multipart body, which is the same
     every time. Raises RangeNotSatisfiable.
     """
+    unmodified = unchanged(request, digest, location)
+    if unmodified is not None:
+        return unmodified
     if location:
-        digest = sha256(f"multipart {digest}".encode()).hexdigest()[:32]
+        digest = _of_multipart(digest)
         payload = _multipart(payload, MultipartWriter(digest), content_type, location)
         content_type = f'multipart/related; type="{content_type.partition(";")[0]}"; boundary={digest}'
     headers = validators(digest)
     etag = headers["ETag"]
-    if http.not_modified(request, etag):
-        return Response(status_code=304, headers=headers)
     policy = _POLICIES.get(content_type.partition(";")[0])
     if policy:
         headers["Content-Security-Policy"] = policy
@@ -55,6 +56,16 @@ async def respond(
     headers["Content-Range"] = ranges.content_range(*wanted, payload.length)
     headers["Content-Length"] = str(wanted[1])
     return StreamingResponse(await http.primed(payload.cut(*wanted)), status_code=206, headers=headers)
+
+
+def unchanged(request: Request, digest: str, location: str = "") -> Response | None:
+    """304 where the client has the body that :func:`respond` would answer with, before that is made."""
+    headers = validators(_of_multipart(digest) if location else digest)
+    return Response(status_code=304, headers=headers) if http.not_modified(request, headers["ETag"]) else None
+
+
+def _of_multipart(digest: str) -> str:
+    return sha256(f"multipart {digest}".encode()).hexdigest()[:32]
 
 
 def validators(digest: str) -> dict[str, str]:

@@ -44,3 +44,12 @@ async def tend_operations(timer: func.TimerRequest) -> None:
     removed = await services.operations.remove_old()
     if revived or removed:
         log.info("Woke %d operations; forgot %d.", revived, removed)
+
+
+@blueprint.function_name("evict_cached_frames")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_RECONCILE_SCHEDULE%", use_monitor=True)
+async def evict_cached_frames(timer: func.TimerRequest) -> None:
+    """Keep the cache of frames within its bound."""
+    evicted = await services.frame_cache.evict()
+    if evicted:
+        log.info("Removed %d frames from the cache.", evicted)

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     cleanup_delay_seconds: int = Field(300, alias="DICOM_CLEANUP_DELAY_SECONDS", ge=0)
     operation_days: int = Field(30, alias="DICOM_OPERATION_DAYS", ge=1)
     orphan_grace_seconds: int = Field(3600, alias="DICOM_ORPHAN_GRACE_SECONDS", ge=0)
+    cache_bytes: int = Field(10_737_418_240, alias="DICOM_CACHE_BYTES", ge=0)
 
 
 @cache

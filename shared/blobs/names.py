@@ -4,6 +4,7 @@
 
     dicom      {hash3}/{partition}/{study}/{series}/{sop}/{version}.dcm
     metadata   {hash3}/{partition}/{study}/{series}/{pack}.pack
+    cache      {hash3}/{partition}/{study}/{series}/{sop}/{version}/{content}
 
 ``hash3`` is derived from partition, study and series; it spreads load and keeps a series together. A
 ``version`` is unique and sorts by the time it was made. Azure refuses or mangles path segments that
@@ -24,12 +25,15 @@ DICOM = "dicom"
 METADATA = "metadata"
 INBOX = "inbox"
 INBOX_FAILED = "inbox-failed"
+CACHE = "cache"
+CONTAINERS = DICOM, METADATA, INBOX, INBOX_FAILED, CACHE
 
 _SEGMENT = r"([0-9A-Za-z.\-]{1,64}~?)"
 _PARTITION = r"([0-9A-Za-z.\-_]{1,64}~?)"
 _VERSION = r"([0-9A-Za-z]{1,32})"
 _SERIES = rf"[0-9a-f]{{3}}/{_PARTITION}/{_SEGMENT}/{_SEGMENT}"
 _FILE_NAME = re.compile(rf"{_SERIES}/{_SEGMENT}/{_VERSION}\.dcm")
+_CACHED_NAME = re.compile(rf"{_SERIES}/{_SEGMENT}/{_VERSION}/[0-9A-Za-z.\-/]+")
 _PACK_NAME = re.compile(rf"{_SERIES}/{_VERSION}\.pack")
 
 
@@ -48,17 +52,39 @@ def version_time(version: str) -> float:
 
 def file_name(key: InstanceKey, version: str) -> str:
     """Blob name of one version of an instance in container ``dicom``."""
-    return f"{_series_prefix(key.partition, key.study, key.series)}/{_escape(key.instance)}/{version}.dcm"
+    return f"{_version_prefix(key, version)}.dcm"
 
 
 def parse_file_name(name: str) -> tuple[InstanceKey, str] | None:
     """The instance and version a blob name stands for, or None where it is not a proper name."""
-    match = _FILE_NAME.fullmatch(name)
+    file = _key_and_version(_FILE_NAME.fullmatch(name))
+    return file if file and file_name(*file) == name else None
+
+
+def cached_name(key: InstanceKey, version: str, content: str) -> str:
+    """Blob name in container ``cache`` of something made from a version of an instance.
+
+    ``content`` says what: letters, digits, dots, hyphens and slashes.
+    """
+    return f"{cached_prefix(key, version)}{content}"
+
+
+def cached_prefix(key: InstanceKey, version: str) -> str:
+    """What the names of all that was made from a version begin with, and no other."""
+    return f"{_version_prefix(key, version)}/"
+
+
+def parse_cached_name(name: str) -> tuple[InstanceKey, str] | None:
+    """The instance and version that a blob in container ``cache`` was made from, or None."""
+    file = _key_and_version(_CACHED_NAME.fullmatch(name))
+    return file if file and name.startswith(cached_prefix(*file)) else None
+
+
+def _key_and_version(match: re.Match[str] | None) -> tuple[InstanceKey, str] | None:
     if match is None:
         return None
     partition, study, series, instance = (_unescape(match[group]) for group in (1, 2, 3, 4))
-    key = InstanceKey(partition, study, series, instance)
-    return (key, match[5]) if file_name(key, match[5]) == name else None
+    return InstanceKey(partition, study, series, instance), match[5]
 
 
 def pack_name(partition: str, study: str, series: str, pack: str) -> str:
@@ -73,6 +99,10 @@ def parse_pack_name(name: str) -> tuple[str, str, str, str] | None:
         return None
     partition, study, series = (_unescape(match[group]) for group in (1, 2, 3))
     return partition, study, series, match[4]
+
+
+def _version_prefix(key: InstanceKey, version: str) -> str:
+    return f"{_series_prefix(key.partition, key.study, key.series)}/{_escape(key.instance)}/{version}"
 
 
 def _series_prefix(partition: str, study: str, series: str) -> str:

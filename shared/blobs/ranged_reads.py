@@ -61,18 +61,17 @@ class RangedReads:
         policies: list[Any] = [retries, _Dated(), authorization]
         self._pipeline: AsyncPipeline[Any, Any] = AsyncPipeline(transport, filter(None, policies))
 
-    async def read(self, container: str, name: str, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset`` on, fewer where the blob ends before, in one request.
+    async def read(self, container: str, name: str, offset: int, length: int | None) -> bytes:
+        """``length`` bytes from ``offset`` on, fewer where the blob ends before; in one request.
 
-        Raises what the storage library raises.
+        Without a length it is the whole blob, whatever the offset. Raises what the storage library raises.
         """
         url = f"{self._base.rstrip('/')}/{container}/{quote(name, safe='/~')}{self._query}"
-        headers = {
-            "x-ms-version": self._version,
-            "x-ms-range": f"bytes={offset}-{offset + length - 1}",
-        }
+        headers = {"x-ms-version": self._version}
+        if length is not None:
+            headers["x-ms-range"] = f"bytes={offset}-{offset + length - 1}"
         response = (await self._pipeline.run(HttpRequest("GET", url, headers))).http_response
-        if response.status_code != 206:
+        if response.status_code != (200 if length is None else 206):
             map_error(response.status_code, response, _ERRORS)
             raise HttpResponseError(response=response)
         return bytes(response.body())

@@ -49,6 +49,10 @@ class BlobNotFound(Exception):
     """There is no blob of that name."""
 
 
+class ContainerMissing(DependencyUnavailable):
+    """The account lacks a container that the app needs."""
+
+
 class PackFull(Exception):
     """An append blob has its 50,000 blocks; documents must go to a new pack."""
 
@@ -77,7 +81,7 @@ class BlobStore:
 
     async def prepare(self) -> None:
         """Create the containers that do not exist (locally; in Azure the deployment makes them)."""
-        for name in (names.DICOM, names.METADATA, names.INBOX, names.INBOX_FAILED):
+        for name in names.CONTAINERS:
             async with _translated():
                 with contextlib.suppress(ResourceExistsError):
                     await self._service.create_container(name)
@@ -126,6 +130,11 @@ class BlobStore:
             return b"".join([chunk async for chunk in self.stream(container, name, offset, length)])
         async with _translated():
             return await self._ranged_reads.read(container, name, offset, length)
+
+    async def read_whole(self, container: str, name: str) -> bytes:
+        """All of a blob that is known to be small, in one request. Raises BlobNotFound."""
+        async with _translated():
+            return await self._ranged_reads.read(container, name, 0, None)
 
     async def stream(
         self, container: str, name: str, offset: int = 0, length: int | None = None
@@ -259,7 +268,7 @@ async def _translated() -> AsyncIterator[None]:
         yield
     except ResourceNotFoundError as error:
         if _error_code(error) == "ContainerNotFound":
-            raise DependencyUnavailable("Blob Storage lacks a container; try again later.") from error
+            raise ContainerMissing("Blob Storage lacks a container; try again later.") from error
         raise BlobNotFound from error
     except ClientAuthenticationError as error:
         raise DependencyUnavailable("Blob Storage refused the server's credential.") from error

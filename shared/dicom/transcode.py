@@ -17,10 +17,13 @@ from shared.dicom.transfer_syntaxes import (
     HTJ2K_LOSSLESS_RPCL,
     IMPLICIT_LE,
     JPEG_2000_LOSSLESS,
+    JPEG_2000_SYNTAXES,
     JPEG_BASELINE,
     JPEG_LOSSLESS_SV1,
     JPEG_LOSSY_SYNTAXES,
     JPEG_LS_LOSSLESS,
+    JPEG_LS_SYNTAXES,
+    JPEG_SYNTAXES,
     NATIVE,
     RLE,
 )
@@ -42,6 +45,8 @@ ENCODED_TARGETS = frozenset(
 )
 """Syntaxes frames are encoded in."""
 
+_SLOW = (JPEG_SYNTAXES - JPEG_LOSSY_SYNTAXES) | JPEG_LS_SYNTAXES | JPEG_2000_SYNTAXES
+
 JPEG_QUALITY = 90
 """Quality of JPEG Baseline, of 100 (the scale of libjpeg)."""
 
@@ -61,6 +66,15 @@ def transcodable(source: str, target: str) -> bool:
     if source not in DECODABLE or source == target:
         return False
     return target in ENCODED_TARGETS or (target in NATIVE_TARGETS and source not in NATIVE)
+
+
+def is_slow(source: str, target: str) -> bool:
+    """Whether a frame takes longer to decode and encode than the result to be read from Blob Storage.
+
+    Measured on frames of 0.5 to 8 MB (docs/costs.md): JPEG Lossless, JPEG-LS and JPEG 2000 do, both ways;
+    RLE, JPEG and High-Throughput JPEG 2000 do not.
+    """
+    return source in _SLOW or target in _SLOW
 
 
 def refusal(image: ImagePixel, target: str) -> str:

@@ -17,7 +17,7 @@ from shared.blobs import names
 from shared.blobs.store import APPEND_LIMIT, BlobItem, BlobNotFound, PackFull, PackMissing
 from shared.dicom.identifiers import Resource
 from shared.errors import DependencyUnavailable
-from shared.services import packs
+from shared.services import frame_cache, packs
 from shared.settings import settings
 from shared.sql import instances
 from shared.sql.change_feed import timestamp
@@ -66,6 +66,7 @@ async def _clean_batch(due: Sequence[Deleted]) -> int:
         versions = [deleted.version for deleted in members]
         try:
             await asyncio.gather(*map(remove_file, members))
+            await frame_cache.remove(members)
             faults.point("cleanup.files_deleted")
             await compact(*pack)
             await container.database().write(instances.finish_deletions, versions)

@@ -508,7 +508,7 @@ async def read_frames(
     ``transfer_syntax`` is the stored one or Explicit VR Little Endian for a native instance. Raises
     NotFound for an instance without (such) frames.
     """
-    _check_frames(stored, numbers)
+    check_frames(stored, numbers)
     if stored.frame_bits:
         swap = stored.transfer_syntax == EXPLICIT_BE and transfer_syntax != EXPLICIT_BE
         async for payload in _native_frames(stored, numbers, swap):
@@ -539,7 +539,8 @@ async def _native_frames(
             yield in_memory(frames.align(b"".join([chunk async for chunk in chunks]), drop, bits))
 
 
-def _check_frames(stored: StoredInstance, numbers: Sequence[int]) -> None:
+def check_frames(stored: StoredInstance, numbers: Sequence[int]) -> None:
+    """Raise NotFound unless the instance has these frames."""
     if stored.number_of_frames == 0:
         raise NotFound("The instance has no pixel data.")
     if max(numbers) > stored.number_of_frames:

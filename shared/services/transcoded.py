@@ -13,16 +13,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, TypeVarTuple
 
 from shared.dicom import convert, transcode
 from shared.dicom.document import values_of
 from shared.dicom.pixel_data import LARGEST_FRAME, CorruptFrame, ImagePixel
-from shared.dicom.transcode import EncodedFrame
+from shared.dicom.transcode import JPEG_QUALITY, EncodedFrame
 from shared.dicom.transfer_syntaxes import JPEG_BASELINE, NATIVE
 from shared.errors import NotAcceptable
-from shared.services import retrieve
+from shared.services import frame_cache, retrieve
 from shared.services.retrieve import Payload
 from shared.sql.instances import StoredInstance
 
@@ -87,11 +87,56 @@ def _described(document: dict[str, Any]) -> ImagePixel:
 # --- frames ------------------------------------------------------------------------------------------
 
 
+async def open_frame(stored: StoredInstance, number: int, targets: Sequence[str]) -> tuple[int, Payload]:
+    """One frame in the first of ``targets`` it can be had in, whose index comes first.
+
+    What takes long to make is kept. Raises NotFound, and NotAcceptable where it cannot be had.
+    """
+    retrieve.check_frames(stored, [number])
+    reason = ""
+    for index, target in enumerate(targets):
+        if not transcode.transcodable(stored.transfer_syntax, target):
+            return index, await anext(retrieve.read_frames(stored, [number], target))
+        try:
+            data = await frame_cache.obtain(
+                stored,
+                _content(number, target),
+                partial(_make_frame, stored, number, target),
+                keep=transcode.is_slow(stored.transfer_syntax, target),
+            )
+        except _Refused as refused:
+            reason = str(refused)
+        else:
+            return index, retrieve.in_memory(data)
+    raise NotAcceptable(f"No transfer syntax of Accept can be served: {reason} ({_ADVICE})")
+
+
+def _content(number: int, target: str) -> str:
+    """What the frame is in the cache; a lossy one is of a quality."""
+    return f"{number}/{target}-q{JPEG_QUALITY}" if target == JPEG_BASELINE else f"{number}/{target}"
+
+
+class _Refused(Exception):
+    """The frames of an instance cannot be encoded in a syntax; the message is why."""
+
+
+async def _make_frame(stored: StoredInstance, number: int, target: str) -> bytes:
+    image = _described(await retrieve.read_document(stored))
+    reason = transcode.refusal(image, target)
+    if reason:
+        raise _Refused(reason)
+    async with aclosing(_transcoded(stored, image, [number], target)) as results:
+        result = await anext(results)
+    if isinstance(result, CorruptFrame):
+        raise NotAcceptable(f"{result} {_as_stored(stored)}")
+    return result.data
+
+
 async def open_frames(
     stored: StoredInstance, numbers: Sequence[int], targets: Sequence[str]
 ) -> tuple[int, AsyncIterator[Payload | NotAcceptable]]:
     """Frames by number (from 1) in the order asked for, in the first of ``targets`` they can be had in; its
-    index comes first.
+    index comes first. They come out of one stream, and none of them is kept.
 
     In the place of a frame that cannot be decoded is why; the others come all the same. The frames raise
     NotFound as reading them does. Raises NotAcceptable where no frame of the instance can be had.

@@ -207,7 +207,19 @@ def known_files(connection: sa.Connection, versions: Collection[str]) -> set[Fil
     A version made here belongs to one file, but a copied blob brings its version along.
     """
     given, d = uid_table(sorted(versions)), t.deleted_instance
-    indexed_ones = (
+    waiting = sa.select(
+        d.c.partition_name, d.c.study_instance_uid, d.c.series_instance_uid, d.c.sop_instance_uid, d.c.version
+    ).join(given, d.c.version == given.c.value)
+    return _files(connection, sa.union_all(_indexed(given), waiting))
+
+
+def indexed_files(connection: sa.Connection, versions: Collection[str]) -> set[File]:
+    """The files of these versions that are indexed: neither deleted nor replaced; one statement."""
+    return _files(connection, _indexed(uid_table(sorted(versions))))
+
+
+def _indexed(given: sa.TableValuedAlias) -> sa.Select[Any]:
+    return (
         sa.select(
             t.partition.c.partition_name,
             t.study.c.study_instance_uid,
@@ -220,26 +232,19 @@ def known_files(connection: sa.Connection, versions: Collection[str]) -> set[Fil
         .join(t.study, t.study.c.study_key == t.series.c.study_key)
         .join(t.partition, t.partition.c.partition_key == t.study.c.partition_key)
     )
-    waiting = sa.select(
-        d.c.partition_name, d.c.study_instance_uid, d.c.series_instance_uid, d.c.sop_instance_uid, d.c.version
-    ).join(given, d.c.version == given.c.value)
-    rows = connection.execute(sa.union_all(indexed_ones, waiting))
+
+
+def _files(connection: sa.Connection, statement: sa.Executable) -> set[File]:
+    rows = connection.execute(statement)
     return {(InstanceKey(row[0], row[1], row[2], row[3]), row[4]) for row in rows}
 
 
 def committed_files(connection: sa.Connection, versions: Collection[str]) -> set[File]:
     """The files of these versions that were ever committed: the change feed remembers every one."""
     given, feed = uid_table(sorted(versions)), t.change_feed
-    rows = connection.execute(
-        sa.select(
-            feed.c.partition_name,
-            feed.c.study_instance_uid,
-            feed.c.series_instance_uid,
-            feed.c.sop_instance_uid,
-            feed.c.version,
-        ).join(given, feed.c.version == given.c.value)
-    )
-    return {(InstanceKey(row[0], row[1], row[2], row[3]), row[4]) for row in rows}
+    columns = feed.c.partition_name, feed.c.study_instance_uid, feed.c.series_instance_uid
+    statement = sa.select(*columns, feed.c.sop_instance_uid, feed.c.version)
+    return _files(connection, statement.join(given, feed.c.version == given.c.value))
 
 
 def changed_since(connection: sa.Connection, key: InstanceKey, moment: str) -> bool:
