@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import azure.functions as func
@@ -13,9 +13,11 @@ from shared import services
 from shared.errors import InvalidRequest, NotAcceptable
 from shared.services.access import Action
 from shared.web import negotiate, urls
+from shared.web.negotiate import Representation
 
 if TYPE_CHECKING:
     from shared.services.retrieve import Payload
+    from shared.sql.instances import StoredInstance
 
 blueprint = func.Blueprint()
 
@@ -40,7 +42,7 @@ async def retrieve_frames(request: Request) -> Response:
 
 
 async def _one(
-    request: Request, stored: StoredInstance, number: int, choices: Sequence[Choice], url: str
+    request: Request, stored: StoredInstance, number: int, choices: Sequence[Representation], url: str
 ) -> Response:
     services.retrieve.check_frames(stored, [number])
     had = _identity(stored, choices[0], url)
@@ -50,16 +52,14 @@ async def _one(
     targets = [choice.transfer_syntaxes[0] for choice in choices]
     index, payload = await services.transcoded.open_frame(stored, number, targets)
     chosen = choices[index]
-    return await single_part.respond(
-        request, payload, _content_type(chosen), *_identity(stored, chosen, url)
-    )
+    return await single_part.respond(request, payload, _content_type(chosen), *_identity(stored, chosen, url))
 
 
-def _content_type(choice: Choice) -> str:
+def _content_type(choice: Representation) -> str:
     return f"{choice.media_type}; transfer-syntax={choice.transfer_syntaxes[0]}"
 
 
-def _identity(stored: StoredInstance, choice: Choice, url: str) -> tuple[str, str]:
+def _identity(stored: StoredInstance, choice: Representation, url: str) -> tuple[str, str]:
     """Digest and location of a frame, see :func:`single_part.respond`."""
     digest = services.retrieve.digest([stored], f"{url} {_content_type(choice)}")
     return digest, url if choice.multipart else ""

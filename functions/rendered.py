@@ -12,8 +12,8 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import frames, http, multi_part, routes, single_part
 from shared import services
 from shared.dicom import report
-from shared.dicom.render import Options, thumbnail_options
-from shared.errors import DicomServerError, NotAcceptable
+from shared.dicom.render import Options, Region, thumbnail_options
+from shared.errors import DicomServerError, InvalidRequest, NotAcceptable
 from shared.services.access import Action
 from shared.web import rendering, urls
 from shared.web.accept import matches
@@ -127,13 +127,16 @@ async def _respond(request: Request, images: Images, options: Options) -> Respon
     if len(renditions) > 1 or renditions[0].bodies > 1:
         return await multi_part.respond(_parts(renditions), renditions[0].media_type)
     (rendition,) = renditions
+    if rendition.numbers:
+        services.retrieve.check_frames(rendition.stored, rendition.numbers)
     digest = services.retrieve.digest([rendition.stored], rendition.identity)
-    if not multipart and http.not_modified(request, f'"{digest}"'):
-        return Response(status_code=304, headers=single_part.validators(digest))
+    location = rendition.location(0) if multipart else ""
+    unchanged = single_part.unchanged(request, digest, location)
+    if unchanged is not None:
+        return unchanged
     payload = await anext(rendition.payloads())
     if isinstance(payload, DicomServerError):
         raise payload
-    location = rendition.location(0) if multipart else ""
     return await single_part.respond(request, payload, rendition.content_type, digest, location)
 
 
@@ -185,6 +188,13 @@ class Rendition:
             yield await services.rendered.render_report(self.stored, self.links)
         elif self.media_type == rendering.GIF and len(self.numbers) > 1:
             yield await services.rendered.render_animation(self.stored, self.numbers, self.options)
+        elif len(self.numbers) == 1:
+            try:
+                yield await services.rendered.render_frame(
+                    self.stored, self.numbers[0], self.media_type, self.options
+                )
+            except (InvalidRequest, NotAcceptable) as error:
+                yield error
         else:
             images = services.rendered.render_frames(self.stored, self.numbers, self.media_type, self.options)
             async for image in images:
@@ -197,12 +207,15 @@ async def respond_image(
     number: int,
     media_type: str,
     options: Options,
-    digest: str,
+    region: Region | None,
 ) -> Response:
-    """Answer with the image of one frame; see :func:`single_part.respond`."""
-    image = await anext(services.rendered.render_frames(stored, [number], media_type, options))
-    if isinstance(image, DicomServerError):
-        raise image
+    """Answer with the image of one frame, or the ``region`` of it; see :func:`single_part.respond`."""
+    services.retrieve.check_frames(stored, [number])
+    digest = services.retrieve.digest([stored], f"{number} {media_type} {options} {region}")
+    unchanged = single_part.unchanged(request, digest)
+    if unchanged is not None:
+        return unchanged
+    image = await services.rendered.render_frame(stored, number, media_type, options, region)
     return await single_part.respond(request, image, media_type, digest)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import azure.functions as func
@@ -10,9 +9,8 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import http, rendered, retrieve, routes, single_part
 from shared import services
-from shared.dicom.document import value_of
 from shared.dicom.identifiers import DEFAULT_PARTITION, check_partition
-from shared.dicom.render import MEDIA_TYPES, Options, Viewport
+from shared.dicom.render import MEDIA_TYPES, Options
 from shared.errors import NotAcceptable
 from shared.services.access import Action
 from shared.web import negotiate, wado_uri
@@ -56,8 +54,11 @@ async def retrieve_by_wado_uri(request: Request) -> Response:
 async def _report(request: Request, stored: StoredInstance) -> Response:
     root = http.service_root(request, stored.key.partition)
     page = rendered.Rendition(stored, (), REPORT, Options(), root)
-    payload = await services.rendered.render_report(stored, page.links)
     digest = services.retrieve.digest([stored], page.identity)
+    unchanged = single_part.unchanged(request, digest)
+    if unchanged is not None:
+        return unchanged
+    payload = await services.rendered.render_report(stored, page.links)
     return await single_part.respond(request, payload, page.content_type, digest)
 
 
@@ -73,18 +74,4 @@ async def _instance(request: Request, stored: StoredInstance, transfer_syntax: s
 async def _image(
     request: Request, stored: StoredInstance, asked: wado_uri.WadoUri, media_type: str
 ) -> Response:
-    options = await _options(stored, asked)
-    digest = services.retrieve.digest([stored], f"{asked.frame} {media_type} {options}")
-    return await rendered.respond_image(request, stored, asked.frame, media_type, options, digest)
-
-
-async def _options(stored: StoredInstance, asked: wado_uri.WadoUri) -> Options:
-    """The options with the region in pixels, which scales to fit rows and columns."""
-    if asked.region is None:
-        return asked.options
-    document = await services.retrieve.read_document(stored)
-    height, width = value_of(document, "00280010", 0), value_of(document, "00280011", 0)
-    left, top, right, bottom = asked.region
-    region = left * width, top * height, (right - left) * width, (bottom - top) * height
-    size = asked.options.viewport or Viewport(max(1, round(region[2])), max(1, round(region[3])))
-    return replace(asked.options, viewport=replace(size, region=region))
+    return await rendered.respond_image(request, stored, asked.frame, media_type, asked.options, asked.region)

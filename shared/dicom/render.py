@@ -72,6 +72,9 @@ class Options:
     quality: int = 90
 
 
+Region = tuple[float, float, float, float]
+"""Left, top, right and bottom as fractions of an image, as WADO-URI gives them."""
+
 Json = Mapping[str, Any]
 
 
@@ -353,6 +356,15 @@ def _in_viewport(pixels: Array, viewport: Viewport | None) -> Array:
     size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
     image = Image.fromarray(np.ascontiguousarray(part))
     return np.array(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def within(region: Region, options: Options, document: Json) -> Options:
+    """The options with the region in pixels, which scales to fit rows and columns (PS3.18 §9.1.2.2.5)."""
+    height, width = value_of(document, "00280010", 0), value_of(document, "00280011", 0)
+    left, top, right, bottom = region
+    pixels = left * width, top * height, (right - left) * width, (bottom - top) * height
+    size = options.viewport or Viewport(max(1, round(pixels[2])), max(1, round(pixels[3])))
+    return replace(options, viewport=replace(size, region=pixels))
 
 
 def thumbnail_options(options: Options, side: int) -> Options:

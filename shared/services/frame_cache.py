@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from hashlib import sha256
+from posixpath import commonpath
 
 from shared import container, faults
 from shared.blobs import names
@@ -137,7 +137,7 @@ async def written() -> None:
 async def remove(deleted: Sequence[Deleted]) -> None:
     """Delete what was made from deleted versions, best of one series."""
     files = {(one.key, one.version) for one in deleted}
-    common = os.path.commonprefix([names.cached_prefix(*file) for file in files])
+    common = commonpath([names.cached_prefix(*file) for file in files])
     async for page in _pages(common):
         await _delete([item for item in page if names.parse_cached_name(item.name) in files])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from hashlib import sha256
 from typing import Any
 
 from shared.dicom import animation, render, report
@@ -13,7 +14,7 @@ from shared.dicom.document_types import ENCAPSULATED_DOCUMENT, PIXEL_DATA, type_
 from shared.dicom.pixel_data import DECODABLE, LARGEST_FRAME
 from shared.dicom.transfer_syntaxes import is_video, media_type
 from shared.errors import DicomServerError, InvalidRequest, NotAcceptable
-from shared.services import retrieve, transcoded
+from shared.services import frame_cache, retrieve, transcoded
 from shared.services.retrieve import Payload
 from shared.sql.instances import StoredInstance
 
@@ -100,10 +101,7 @@ async def render_frames(
     renderable([stored])
     document = await _document(stored)
     turn = iter(numbers)
-
-    def encode(pixels: Any) -> bytes:
-        return render.encode(pixels, media_type, options.quality)
-
+    encode = _encoder(media_type, options)
     async for payload in retrieve.read_frames(stored, numbers, retrieve.little_endian(stored)):
         number = next(turn)
         try:
@@ -112,6 +110,37 @@ async def render_frames(
             yield error
         else:
             yield retrieve.in_memory(image)
+
+
+async def render_frame(
+    stored: StoredInstance,
+    number: int,
+    media_type: str,
+    options: render.Options,
+    region: render.Region | None = None,
+) -> Payload:
+    """The image of one frame, or of a region of it; kept, unless it has a window that somebody tries out.
+
+    Raises what :func:`render_frames` raises and yields.
+    """
+    renderable([stored])
+    retrieve.check_frames(stored, [number])
+
+    async def make() -> bytes:
+        document = await _document(stored)
+        payload = await anext(retrieve.read_frames(stored, [number], retrieve.little_endian(stored)))
+        wanted = render.within(region, options, document) if region else options
+        return await _rendered(payload, document, number, stored, wanted, _encoder(media_type, options))
+
+    digest = sha256(f"{media_type} {options} {region}".encode()).hexdigest()[:32]
+    keep = options.window is None
+    return retrieve.in_memory(
+        await frame_cache.obtain(stored, f"{number}/rendered/{digest}", make, keep=keep)
+    )
+
+
+def _encoder(media_type: str, options: render.Options) -> Callable[[Any], bytes]:
+    return lambda pixels: render.encode(pixels, media_type, options.quality)
 
 
 async def render_animation(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared.dicom.identifiers import Resource, check_uid
-from shared.dicom.render import LARGEST_VIEWPORT, Options, Viewport, Window
+from shared.dicom.render import LARGEST_VIEWPORT, Options, Region, Viewport, Window
 from shared.errors import InvalidRequest
 
 _KNOWN = frozenset(
@@ -41,7 +41,7 @@ class WadoUri:
     transfer_syntax: str
     frame: int
     options: Options
-    region: tuple[float, float, float, float] | None
+    region: Region | None
 
 
 def parse(partition: str, parameters: Iterable[tuple[str, str]]) -> WadoUri:
@@ -111,7 +111,7 @@ def _window(given: dict[str, str]) -> Window | None:
     return Window(centre[0], width[0])
 
 
-def _region(given: dict[str, str]) -> tuple[float, float, float, float] | None:
+def _region(given: dict[str, str]) -> Region | None:
     if "region" not in given:
         return None
     numbers = _decimals(given, "region")
