@@ -1,7 +1,8 @@
 """Whether Blob Storage and the index of a server agree to the last byte.
 
 After the timers have run, every file belongs to exactly one instance, every byte of the metadata packs to
-one record, and counts and change feed say what is there. The storage must be the server's own.
+one record, every cached frame to an instance that is there, and counts and change feed say what is there.
+The storage must be the server's own.
 """
 
 from __future__ import annotations
@@ -117,6 +118,9 @@ def audit(server: WithStorage) -> Found:
                 found.documents[InstanceKey(*row[:4])] = document
                 end += sum(row[8:11])
             assert end == sizes[name], f"{name} has dead bytes"
+    with container(server, names.CACHE) as cache:
+        made_from = {names.parse_cached_name(blob.name) for blob in cache.list_blobs()}
+        assert made_from <= {(InstanceKey(*row[:4]), row[4]) for row in rows}
     assert query(server, _MISCOUNTED) == []
     assert query(server, "SELECT version FROM deleted_instance") == []
     _audit_change_feed(server, {InstanceKey(*row[:4]): row[4] for row in rows})

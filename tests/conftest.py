@@ -4,6 +4,7 @@
 ``server``        the app on it, with two HTTP workers and triggers that scan fast (session)
 ``start_server``  starts further hosts, for tests that kill one, or need their own storage or settings
 ``client``        an ``httpx.Client`` of ``server``
+``in_process``    the services in the test's own process, on the session's storage and a new database
 
 All of it ends with the test run, also when the run itself is killed: the children watch a pipe to it.
 ``DICOM_TEST_SQL_URL`` runs ``server`` on another database; ``DICOM_TEST_AZURITE_JS`` names another Azurite.
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import pytest
 from devhost.azurite import Azurite, Installation, free_ports
 from devhost.settings import local_values
 from devhost.setup import Problem
+from shared import container
+from shared.settings import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -192,6 +195,32 @@ def client(server: Server) -> Iterator[httpx.Client]:
     """A client of ``server``; paths are relative to its root."""
     with httpx.Client(base_url=server.url, timeout=60) as http:
         yield http
+
+
+@pytest.fixture
+async def in_process(
+    azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    """The services in this process; deleted bytes go at the next clean-up. The containers exist."""
+    cached = (
+        settings,
+        container.database,
+        container.blob_store,
+        container.table_service,
+        container.state,
+    )
+    monkeypatch.setenv("AzureWebJobsStorage", azurite.connection_string)
+    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/in-process.db")
+    monkeypatch.setenv("DICOM_CLEANUP_DELAY_SECONDS", "0")
+    for one in cached:
+        one.cache_clear()
+    await container.blob_store().prepare()
+    yield
+    await container.blob_store().close()
+    await container.table_service().close()
+    container.database().close()
+    for one in cached:
+        one.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
 
+from shared.dicom import transcode
 from shared.dicom.pixel_data import DecodedFrame, ImagePixel
+from tests.dicom_files import make_dataset, to_file
 
 Pixels = np.ndarray[Any, Any]
 
@@ -43,3 +47,27 @@ def made(image: ImagePixel, number: int = 1) -> DecodedFrame:
     sign = "i" if image.pixel_representation else "u"
     pixels = (low + values * ((1 << image.bits_stored) - 1)).astype(f"{sign}{image.bits_allocated // 8}")
     return DecodedFrame(pixels, image)
+
+
+def compressed(
+    frames: int = 2, syntax: str = JPEG2000Lossless, **attributes: Any
+) -> tuple[bytes, list[Pixels]]:
+    """A file of grey frames in ``syntax``, and its pixels."""
+    decoded = [made(GREY_12, number) for number in range(1, frames + 1)]
+    ds = make_dataset(
+        frames=0,
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        NumberOfFrames=frames,
+        Rows=GREY_12.rows,
+        Columns=GREY_12.columns,
+        BitsAllocated=16,
+        BitsStored=12,
+        HighBit=11,
+        PixelRepresentation=0,
+        **attributes,
+    )
+    ds.PixelData = encapsulate([transcode.encode(frame, syntax).data for frame in decoded])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    return to_file(ds, syntax), [frame.pixels for frame in decoded]

@@ -6,26 +6,31 @@ trip fails here rather than on a stopwatch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import sqlalchemy as sa
 from azure.core.pipeline.transport import AioHttpTransport
+from azurefunctions.extensions.http.fastapi import Request, StreamingResponse
 from pydicom.uid import generate_uid
 
+import function_app  # noqa: F401 - registers the endpoints
+from functions import http
 from shared import container
 from shared.dicom.identifiers import DEFAULT_PARTITION, Resource
 from shared.dicom.render import Options
 from shared.dicom.report import Links
-from shared.services import change_feed, delete, rendered, retrieve, store
+from shared.services import change_feed, delete, frame_cache, rendered, retrieve, store
 from shared.settings import settings
 from tests import reports, slides
+from tests.audit import path_of
 from tests.dicom_files import make_file, to_file
-
-CACHED = (settings, container.database, container.blob_store, container.table_service, container.state)
+from tests.images import compressed
 
 
 @dataclass
@@ -52,13 +57,10 @@ class Counter:
 
 
 @pytest.fixture
-async def counted(azurite: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Counter]:
-    """The services in this process on real storage and a new database, their calls counted."""
+async def counted(in_process: None, monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """The services in this process, their calls counted."""
     counter = Counter()
-    monkeypatch.setenv("AzureWebJobsStorage", azurite.connection_string)
-    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/costs.db")
-    for cached in CACHED:
-        cached.cache_clear()
+    monkeypatch.setattr(settings(), "cleanup_delay_seconds", 300)
     send = AioHttpTransport.send
 
     async def counting_send(self: Any, request: Any, **options: Any) -> Any:
@@ -84,14 +86,8 @@ async def counted(azurite: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
         if counter.open is not None and not statement.startswith(("PRAGMA", "BEGIN")):
             counter.open.statements.append(statement)
 
-    await container.blob_store().prepare()
     await _store([make_file()])  # everything is loaded and migrated now
-    yield counter
-    await container.blob_store().close()
-    await container.table_service().close()
-    database.close()
-    for cached in CACHED:
-        cached.cache_clear()
+    return counter
 
 
 async def _store(files: list[bytes], replace: bool = False) -> list[store.Outcome]:
@@ -180,6 +176,116 @@ async def test_a_frame_of_a_slide_costs_as_much_as_any_other(counted: Counter, p
         assert (len(costs.statements), costs.blob) == (1, ["GET", "GET"])
 
 
+async def _answer(counted: Counter, path: str, query: str = "", **headers: str) -> tuple[Costs, Any, bytes]:
+    """What a GET below the base costs, all of it, with what is done after the answer; status and body."""
+    endpoint, parameters = next(
+        (endpoint, found.groupdict())
+        for endpoint in http.ENDPOINTS
+        for template in [re.sub(r"{(\w+)(:[^}]*)?}", r"(?P<\1>[^/]+)", endpoint.template)]
+        if "GET" in endpoint.methods and (found := re.fullmatch(template, f"v2/{path}"))
+    )
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/v2/{path}",
+        "query_string": query.encode(),
+        "path_params": parameters,
+        "headers": [(b"host", b"server"), *((k.lower().encode(), v.encode()) for k, v in headers.items())],
+        "scheme": "http",
+        "server": ("server", 80),
+    }
+    with counted() as costs:
+        response = await endpoint.handler(Request(scope))
+        if isinstance(response, StreamingResponse):
+            body = b"".join([bytes(chunk) async for chunk in response.body_iterator])  # type: ignore[arg-type]
+        else:
+            body = bytes(response.body)
+        await frame_cache.written()
+    return costs, response, body
+
+
+@pytest.mark.parametrize("target", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.80"])
+async def test_a_transcoded_frame_costs_its_sources_once_and_one_read_from_then_on(
+    counted: Counter, target: str
+) -> None:
+    file, _ = compressed(3)
+    (outcome,) = await _store([file])
+    path = f"{_path(outcome)}/frames/2"
+    accept = f'multipart/related; type="application/octet-stream"; transfer-syntax={target}'
+    if target.endswith("80"):
+        accept = f'multipart/related; type="image/jls"; transfer-syntax={target}'
+    made, response, body = await _answer(counted, path, Accept=accept)
+    assert len(made.statements) == 1
+    assert made.blob == ["GET"] * 4 + ["PUT"], (
+        "the cache, the metadata, the frame table, the frame; the cache"
+    )
+    had, _, again = await _answer(counted, path, Accept=accept)
+    assert (len(had.statements), had.blob, again) == (1, ["GET"], body)
+    tag = {"Accept": accept, "If-None-Match": response.headers["ETag"]}
+    unchanged, response, _ = await _answer(counted, path, **tag)
+    assert (response.status_code, len(unchanged.statements), unchanged.blob) == (304, 1, [])
+
+
+@pytest.mark.parametrize("of", ["rendered", "thumbnail", "series/thumbnail", "study/thumbnail", "wado"])
+async def test_an_image_costs_metadata_and_frame_once_and_one_read_from_then_on(
+    counted: Counter, of: str
+) -> None:
+    outcomes = await _store(_files(generate_uid(), [generate_uid()], 3))
+    path, query = _path(outcomes[1]), ""
+    if of == "wado":
+        path, query = "wado", _wado(outcomes[1], contentType="image/jpeg", region="0,0,0.5,0.5")
+    elif of.startswith("study"):
+        path = f"{path.partition('/series')[0]}/thumbnail"
+    elif of.startswith("series"):
+        path = f"{path.partition('/instances')[0]}/thumbnail"
+    else:
+        path = f"{path}/{of}"
+    made, response, body = await _answer(counted, path, query, Accept="image/jpeg")
+    assert len(made.statements) == 1
+    assert made.blob == ["GET"] * 3 + ["PUT"], "cache, metadata, frame; cache"
+    had, _, again = await _answer(counted, path, query, Accept="image/jpeg")
+    assert (len(had.statements), had.blob, again) == (1, ["GET"], body)
+    tag = {"Accept": "image/jpeg", "If-None-Match": response.headers["ETag"]}
+    unchanged, response, _ = await _answer(counted, path, query, **tag)
+    assert (response.status_code, len(unchanged.statements), unchanged.blob) == (304, 1, [])
+
+
+async def test_a_window_costs_metadata_and_frame_every_time(counted: Counter) -> None:
+    (outcome,) = await _store([make_file()])
+    for _ in range(2):
+        path, query = f"{_path(outcome)}/rendered", "window=40,400,linear"
+        costs, _, _ = await _answer(counted, path, query, Accept="image/jpeg")
+        assert (len(costs.statements), costs.blob) == (1, ["GET", "GET"])
+
+
+async def test_a_zip_archive_costs_one_statement_and_one_read_an_instance(counted: Counter) -> None:
+    outcomes = await _store(_files(generate_uid(), [generate_uid(), generate_uid()], 4))
+    path = _path(outcomes[0]).partition("/series")[0]
+    costs, _, body = await _answer(counted, path, Accept="application/zip")
+    assert (len(costs.statements), costs.blob) == (1, ["GET"] * 8)
+    assert body.startswith(b"PK")
+
+
+async def test_an_instance_by_wado_uri_costs_as_much_as_any_other_way(counted: Counter) -> None:
+    (outcome,) = await _store([make_file()])
+    costs, _, body = await _answer(counted, "wado", _wado(outcome, contentType="application/dicom"))
+    assert (len(costs.statements), costs.blob, body[128:132]) == (1, ["GET"], b"DICM")
+
+
+async def test_bulk_data_costs_one_statement_its_index_and_one_read(counted: Counter) -> None:
+    (outcome,) = await _store([make_file()])
+    path = f"{_path(outcome)}/bulkdata/7FE00010"
+    costs, _, body = await _answer(counted, path, Accept="application/octet-stream")
+    assert (len(costs.statements), costs.blob, len(body)) == (1, ["GET", "GET"], 48)
+
+
+async def test_one_frame_of_an_instance_costs_the_same_by_either_way_of_asking(counted: Counter) -> None:
+    (outcome,) = await _store([make_file(frames=4)])
+    for accept in ("*/*", "application/octet-stream"):
+        costs, _, _ = await _answer(counted, f"{_path(outcome)}/frames/3", Accept=accept)
+        assert (len(costs.statements), costs.blob) == (1, ["GET"])
+
+
 async def test_metadata_of_a_series_costs_one_statement_and_two_reads_however_it_was_stored(
     counted: Counter,
 ) -> None:
@@ -240,3 +346,15 @@ def _resource(outcome: store.Outcome, level: int) -> Resource:
     key = outcome.key
     assert key is not None
     return Resource(key.partition, key.study, key.series, key.instance if level == 3 else "")
+
+
+def _path(outcome: store.Outcome) -> str:
+    assert outcome.key is not None
+    return path_of(outcome.key).lstrip("/")
+
+
+def _wado(outcome: store.Outcome, **parameters: str) -> str:
+    key = outcome.key
+    assert key is not None
+    uids = {"studyUID": key.study, "seriesUID": key.series, "objectUID": key.instance}
+    return urlencode({"requestType": "WADO", **uids, **parameters})

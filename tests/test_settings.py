@@ -32,6 +32,7 @@ NOT_NEEDED_TO_START = {
     "DICOM_CLEANUP_DELAY_SECONDS",
     "DICOM_ORPHAN_GRACE_SECONDS",
     "DICOM_OPERATION_DAYS",
+    "DICOM_CACHE_BYTES",
 }
 
 
@@ -106,7 +107,12 @@ def test_every_setting_of_the_sample_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["FUNCTIONS_REQUEST_BODY_SIZE_LIMIT", "DICOM_CLEANUP_DELAY_SECONDS", "DICOM_ORPHAN_GRACE_SECONDS"],
+    [
+        "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT",
+        "DICOM_CLEANUP_DELAY_SECONDS",
+        "DICOM_ORPHAN_GRACE_SECONDS",
+        "DICOM_CACHE_BYTES",
+    ],
 )
 @pytest.mark.parametrize("value", ["-1", "many"])
 def test_a_value_that_makes_no_sense_is_refused(
