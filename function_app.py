@@ -19,6 +19,7 @@ from functions import (
     search,
     store,
     timers,
+    update,
     wado_uri,
 )
 
@@ -39,6 +40,7 @@ _MODULES = (
     search,
     store,
     timers,
+    update,
     wado_uri,
 )
 

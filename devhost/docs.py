@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.uid import UID_dictionary
 
 from functions import frames as frames_function
 from functions import http, routes, store
-from shared.dicom import failure_reasons, identifiers, part10, search_terms, transfer_syntaxes
+from shared.dicom import changes, failure_reasons, identifiers, part10, search_terms, transfer_syntaxes
 from shared.dicom.attributes import Level, Matching, at_level
 from shared.web import query_params
 from shared.web.negotiate import CONVERTIBLE
@@ -90,6 +91,14 @@ def _attributes(level: Level) -> Callable[[], str]:
     return table
 
 
+def _updatable() -> str:
+    rows = [
+        (f"({tag >> 16:04X},{tag & 0xFFFF:04X})", keyword_for_tag(tag), dictionary_VR(tag), level)
+        for tag, level in sorted(changes.updatable().items())
+    ]
+    return _markdown(("tag", "attribute", "VR", "level"), rows)
+
+
 def _matching(matching: Matching | None) -> str:
     return matching.value if matching else "none"
 
@@ -154,6 +163,7 @@ def _limits() -> str:
         ("sequences within sequences", f"{part10.DEPTH_LIMIT}"),
         ("results of one search", f"1 to {query_params.MAX_LIMIT}, {query_params.DEFAULT_LIMIT} unless told"),
         ("characters of a value to match", f"{search_terms.MAX_LENGTH:,}, but for lists of UIDs"),
+        ("studies of one bulk update", f"1 to {changes.MOST_STUDIES}"),
         ("values in a list of strings to match", f"{search_terms.MAX_ALTERNATIVES}"),
     ]
     return _markdown(("limit", "value"), rows)
@@ -168,6 +178,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "transfer-syntaxes": _transfer_syntaxes,
     "conversion-targets": _conversion_targets,
     "limits": _limits,
+    "updatable": _updatable,
 }
 TABLES = frozenset(_TABLES) | {f"statuses-{transaction}" for transaction in TRANSACTIONS}
 """Every table the statement must hold."""

@@ -17,7 +17,7 @@ blueprint = func.Blueprint()
 async def retrieve_bulkdata(request: Request) -> Response:
     """One value, multipart or alone."""
     resource = http.resource(request)
-    (stored,) = await services.retrieve.find(resource)
+    (stored,) = await services.retrieve.find(resource, http.wants_original(request))
     path = request.path_params["path"]
     own_type, length = await services.retrieve.own_media_type(stored, path)
     chosen = negotiate.bulkdata(http.accepted(request), own_type)

@@ -30,7 +30,7 @@ async def retrieve_frames(request: Request) -> Response:
     resource = http.resource(request)
     wanted = numbers(request.path_params["frames"])
     ranges = http.accepted(request)
-    (stored,) = await services.retrieve.find(resource)
+    (stored,) = await services.retrieve.find(resource, http.wants_original(request))
     choices = negotiate.frames(ranges, stored.transfer_syntax, len(wanted))
     url = f"{urls.instance_url(http.service_root(request, resource.partition), stored.key)}/frames"
     if len(wanted) == 1:

@@ -71,6 +71,7 @@ _STATUS: dict[type[errors.DicomServerError], tuple[int, str]] = {
     errors.DependencyUnavailable: (503, "Service Unavailable"),
 }
 
+REQUEST_ORIGINAL = "msdicom-request-original"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _DRAIN_LIMIT = 8 * 1024 * 1024
 _EXPOSED = (
@@ -249,6 +250,17 @@ def accepted(request: Request) -> list[MediaRange]:
     return parse_accept(", ".join(given))
 
 
+def wants_original(request: Request) -> bool:
+    """Whether the client asks for instances as they were before their first update (the ancestor's header).
+
+    Raises InvalidRequest where the header says neither yes nor no.
+    """
+    given: str = request.headers.get(REQUEST_ORIGINAL, "false").strip().lower()
+    if given not in ("true", "false"):
+        raise errors.InvalidRequest(f"The header {REQUEST_ORIGINAL} must be true or false.")
+    return given == "true"
+
+
 def content_length(length: int | None) -> dict[str, str]:
     """The header of a body whose length may be known."""
     return {} if length is None else {"Content-Length": str(length)}
@@ -329,7 +341,11 @@ def validators(digest: str, coding: str) -> dict[str, str]:
     """Headers of a body in a content coding, by which a client may keep it; another coding is other bytes
     and has a tag of its own (RFC 9110 §8.8.1)."""
     tag = f'"{digest}-{coding}"' if coding else f'"{digest}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
+    headers = {
+        "ETag": tag,
+        "Cache-Control": "private, no-cache",
+        "Vary": f"Accept, Accept-Encoding, {REQUEST_ORIGINAL}",
+    }
     return headers | {"Content-Encoding": coding} if coding else headers
 
 

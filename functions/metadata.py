@@ -39,7 +39,7 @@ async def _retrieve(request: Request) -> Response:
     form = negotiate.metadata(http.accepted(request), single=bool(resource.instance))
     coding = http.content_coding_of(request)
     chosen = projection(pair for pair in request.query_params.multi_items() if pair[0] != "accept")
-    found = await services.retrieve.find(resource)
+    found = await services.retrieve.find(resource, http.wants_original(request))
     root = http.service_root(request, resource.partition)
     in_xml = form.media_type == negotiate.DICOM_XML
     identity = f"{root} {form}" if in_xml else root

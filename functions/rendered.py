@@ -80,7 +80,7 @@ async def _rendered(request: Request) -> Response:
     resource = http.resource(request)
     options = rendering.parse_options(request.query_params.multi_items(), thumbnail=False)
     numbers = frames.numbers(request.path_params["frames"]) if "frames" in request.path_params else None
-    found = await services.retrieve.find(resource)
+    found = await services.retrieve.find(resource, http.wants_original(request))
     document = await services.rendered.read_document(found[0]) if len(found) == 1 and not numbers else None
     if document:
         return await _document(request, found[0], *document)
@@ -106,7 +106,8 @@ async def _thumbnail(request: Request) -> Response:
     resource = http.resource(request)
     asked = rendering.parse_options(request.query_params.multi_items(), thumbnail=True)
     numbers = frames.numbers(request.path_params["frames"]) if "frames" in request.path_params else None
-    stored, number = services.rendered.representative(await services.retrieve.find(resource))
+    found = await services.retrieve.find(resource, http.wants_original(request))
+    stored, number = services.rendered.representative(found)
     images: Images = [(stored, numbers[:1] if numbers else [number])]
     return await _respond(request, images, thumbnail_options(asked, services.rendered.THUMBNAIL_SIDE))
 

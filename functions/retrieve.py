@@ -44,7 +44,7 @@ async def retrieve_instance(request: Request) -> Response:
 async def _retrieve(request: Request) -> Response:
     resource = http.resource(request)
     ranges = http.accepted(request)
-    found = await services.retrieve.find(resource)
+    found = await services.retrieve.find(resource, http.wants_original(request))
     zipped = negotiate.archive(ranges)
     if zipped:
         return await _archive(found, resource, zipped)

@@ -13,6 +13,7 @@ PARTITION_BASE = "v2/partitions/{partition}"
 
 STUDIES = "studies"
 STUDY = "studies/{study}"
+BULK_UPDATE = "studies/$bulkUpdate"
 STUDY_METADATA = "studies/{study}/metadata"
 STUDY_SERIES = "studies/{study}/series"
 STUDY_INSTANCES = "studies/{study}/instances"

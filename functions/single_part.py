@@ -70,7 +70,11 @@ def _of_multipart(digest: str) -> str:
 
 def validators(digest: str) -> dict[str, str]:
     """Headers by which a client may keep the body that ``digest`` identifies."""
-    return {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache", "Vary": "Accept"}
+    return {
+        "ETag": f'"{digest}"',
+        "Cache-Control": "private, no-cache",
+        "Vary": f"Accept, {http.REQUEST_ORIGINAL}",
+    }
 
 
 def _multipart(payload: Payload, writer: MultipartWriter, content_type: str, location: str) -> Payload:

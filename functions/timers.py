@@ -42,6 +42,7 @@ async def tend_operations(timer: func.TimerRequest) -> None:
     """Wake operations that have stalled, and forget those that ended long ago."""
     revived = await services.operations.revive()
     removed = await services.operations.remove_old()
+    await services.update.forget()
     if revived or removed:
         log.info("Woke %d operations; forgot %d.", revived, removed)
 

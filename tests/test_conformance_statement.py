@@ -128,6 +128,13 @@ def nothing(s: Stored) -> httpx.Response:
     return s.client.post("/v2/studies", content=b"", headers=DICOM)
 
 
+def bulk_update(s: Stored, studies: list[str]) -> httpx.Response:
+    changes = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Roe^Richard"}]}}
+    return s.client.post(
+        "/v2/studies/$bulkUpdate", json={"studyInstanceUids": studies, "changeDataset": changes}
+    )
+
+
 def too_many(s: Stored) -> httpx.Response:
     body, headers = multipart([b"x"] * (store.MOST_PARTS + 1))
     return s.client.post("/v2/studies", content=body, headers=headers)
@@ -215,6 +222,10 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("partitions", 406): lambda s: s.client.get("/v2/partitions", headers=NO_SUCH_TYPE),
     ("operations", 404): lambda s: s.client.get(f"/v2/operations/{'0' * 32}"),
     ("cancel_operation", 404): lambda s: s.client.delete("/v2/operations/none"),
+    ("update", 202): lambda s: bulk_update(s, [s.study]),
+    ("update", 400): lambda s: bulk_update(s, []),
+    ("update", 413): lambda s: s.client.post("/v2/studies/$bulkUpdate", content=b" " * 2**21),
+    ("update", 415): lambda s: s.post(b"{}", path="/v2/studies/$bulkUpdate"),
     ("health", 200): lambda s: s.client.get("/health/check"),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }

@@ -26,6 +26,7 @@ PATHS = {
     ("GET", f"studies/{STUDY}"): "retrieve_study",
     ("POST", f"studies/{STUDY}"): "store_study_instances",
     ("PUT", f"studies/{STUDY}"): "upsert_study_instances",
+    ("POST", "studies/$bulkUpdate"): "bulk_update",
     ("DELETE", f"studies/{STUDY}"): "delete_study",
     ("GET", f"studies/{STUDY}/metadata"): "retrieve_study_metadata",
     ("GET", f"studies/{STUDY}/series"): "search_study_series",
@@ -123,7 +124,17 @@ def test_no_path_fits_two_templates() -> None:
     templates = sorted({function.template for function in REGISTERED})
     for one, other in itertools.permutations(templates, 2):
         path = re.sub(r"{\w+}", "x", one)
+        if one.endswith(f"/{routes.BULK_UPDATE}") and other.endswith(f"/{routes.STUDY}"):
+            continue
         assert compile_template(other).match(path) is None, (path, other)
+
+
+def test_the_route_of_bulk_updates_comes_before_that_of_a_study() -> None:
+    """The one exception, which the ancestor has made: a name that is no UID where a UID could stand."""
+    updates = [f for f in REGISTERED if f.template.endswith(routes.BULK_UPDATE)]
+    studies = [f for f in REGISTERED if f.template.endswith(f"/{routes.STUDY}") and "POST" in f.methods]
+    assert len(updates) == len(studies) == 2
+    assert max(f.name for f in updates) < min(f.name for f in studies)
 
 
 def test_no_two_functions_share_a_template_and_a_method() -> None:

@@ -26,7 +26,8 @@ METADATA = "metadata"
 INBOX = "inbox"
 INBOX_FAILED = "inbox-failed"
 CACHE = "cache"
-CONTAINERS = DICOM, METADATA, INBOX, INBOX_FAILED, CACHE
+OPERATIONS = "operations"
+CONTAINERS = DICOM, METADATA, INBOX, INBOX_FAILED, CACHE, OPERATIONS
 
 _SEGMENT = r"([0-9A-Za-z.\-]{1,64}~?)"
 _PARTITION = r"([0-9A-Za-z.\-_]{1,64}~?)"
@@ -34,6 +35,7 @@ _VERSION = r"([0-9A-Za-z]{1,32})"
 _SERIES = rf"[0-9a-f]{{3}}/{_PARTITION}/{_SEGMENT}/{_SEGMENT}"
 _FILE_NAME = re.compile(rf"{_SERIES}/{_SEGMENT}/{_VERSION}\.dcm")
 _CACHED_NAME = re.compile(rf"{_SERIES}/{_SEGMENT}/{_VERSION}/[0-9A-Za-z.\-/]+")
+_CHANGES_NAME = re.compile(r"[0-9a-f]{32}/changes\.json")
 _PACK_NAME = re.compile(rf"{_SERIES}/{_VERSION}\.pack")
 
 
@@ -99,6 +101,16 @@ def parse_pack_name(name: str) -> tuple[str, str, str, str] | None:
         return None
     partition, study, series = (_unescape(match[group]) for group in (1, 2, 3))
     return partition, study, series, match[4]
+
+
+def changes_name(operation: str) -> str:
+    """Blob name, in container ``operations``, of what an update changes: patient data, gone at its end."""
+    return f"{operation}/changes.json"
+
+
+def is_changes_name(name: str) -> bool:
+    """Whether a blob of container ``operations`` is one of :func:`changes_name`."""
+    return _CHANGES_NAME.fullmatch(name) is not None
 
 
 def _version_prefix(key: InstanceKey, version: str) -> str:

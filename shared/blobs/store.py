@@ -11,10 +11,10 @@ import base64
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from azure.core import MatchConditions
@@ -27,7 +27,7 @@ from azure.core.exceptions import (
     ResourceNotFoundError,
 )
 from azure.core.pipeline.transport import AioHttpTransport
-from azure.storage.blob import BlobBlock, BlobProperties
+from azure.storage.blob import BlobBlock, BlobProperties, BlobSasPermissions, generate_blob_sas
 from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
 
 from shared.blobs import names
@@ -59,6 +59,24 @@ class PackFull(Exception):
 
 class PackMissing(Exception):
     """The pack to append to does not exist."""
+
+
+COPIED_BLOCK = 64 * 1024 * 1024
+"""Bytes the service copies from one blob to another by one request."""
+
+_COPIES_AT_ONCE = 4
+_COPY_REFUSED = frozenset({400, 401, 403, 404, 409, 501})
+_SOURCE_VALID = timedelta(hours=1)
+_STORAGE_SCOPE = "https://storage.azure.com/.default"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRange:
+    """A range of a blob, in bytes."""
+
+    name: str
+    offset: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +139,79 @@ class BlobStore:
             await client.commit_block_list(
                 [BlobBlock(_block_id(number)) for number in range(count)], metadata=metadata
             )
+
+    async def compose(
+        self, container: str, name: str, pieces: Sequence[bytes | BlobRange], metadata: dict[str, str]
+    ) -> None:
+        """Make a blob of bytes and of ranges of other blobs of the container, which the service copies.
+
+        Where it refuses to (a firewall, a credential that is none for that), they go through this process
+        block by block. Raises BlobNotFound.
+        """
+        slots = asyncio.Semaphore(_COPIES_AT_ONCE)
+
+        async def staged(number: int, piece: bytes | BlobRange) -> list[int]:
+            async with slots:
+                if isinstance(piece, bytes):
+                    await self.stage_block(container, name, number, piece)
+                    return [number]
+                return await self._stage_range(container, name, number, piece)
+
+        blocks = [block for piece in pieces for block in _blocks(piece)]
+        results = await asyncio.gather(
+            *(staged(index * (COPIED_BLOCK // BLOCK), block) for index, block in enumerate(blocks)),
+            return_exceptions=True,
+        )
+        numbers: list[int] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            numbers += result
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            await client.commit_block_list(
+                [BlobBlock(_block_id(number)) for number in numbers], metadata=metadata
+            )
+
+    async def _stage_range(self, container: str, name: str, number: int, part: BlobRange) -> list[int]:
+        """Stage a range of another blob as block ``number``, or as several from there on."""
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            url, authorization = await self._readable(container, part.name)
+            try:
+                await client.stage_block_from_url(
+                    _block_id(number), url, part.offset, part.length, **authorization
+                )
+                return [number]
+            except HttpResponseError as error:
+                if error.status_code not in _COPY_REFUSED:
+                    raise
+        numbers: list[int] = []
+        for start in range(0, part.length, BLOCK):
+            length = min(BLOCK, part.length - start)
+            data = await self.read(container, part.name, part.offset + start, length)
+            await self.stage_block(container, name, number + len(numbers), data)
+            numbers.append(number + len(numbers))
+        return numbers
+
+    async def _readable(self, container: str, name: str) -> tuple[str, dict[str, Any]]:
+        """A URL by which the service may read a blob, and what authorises it where the URL does not."""
+        client = self._container(container).get_blob_client(name)
+        credential: Any = self._service.credential
+        if hasattr(credential, "account_key"):
+            signature = generate_blob_sas(
+                client.account_name or "",
+                container,
+                name,
+                account_key=credential.account_key,
+                permission=BlobSasPermissions(read=True),
+                expiry=datetime.now(UTC) + _SOURCE_VALID,
+            )
+            return f"{client.url}?{signature}", {}
+        if hasattr(credential, "get_token"):
+            token = await credential.get_token(_STORAGE_SCOPE)
+            return client.url, {"source_authorization": f"Bearer {token.token}"}
+        return client.url, {}
 
     async def read(self, container: str, name: str, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` on, in one request where they fit a block. Raises BlobNotFound."""
@@ -244,6 +335,16 @@ class BlobStore:
                     raise PackFull(name) from error
                 raise
             return int(str(result["blob_append_offset"]))
+
+
+def _blocks(piece: bytes | BlobRange) -> Iterator[bytes | BlobRange]:
+    """``piece`` in parts that one request stages."""
+    if isinstance(piece, bytes):
+        yield from (piece[start : start + BLOCK] for start in range(0, len(piece), BLOCK))
+        return
+    for start in range(0, piece.length, COPIED_BLOCK):
+        length = min(COPIED_BLOCK, piece.length - start)
+        yield BlobRange(piece.name, piece.offset + start, length)
 
 
 def _item(blob: BlobProperties) -> BlobItem:

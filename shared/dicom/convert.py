@@ -11,6 +11,7 @@ import struct
 from array import array
 from collections.abc import Mapping
 
+from shared.dicom.json_model import WITH_CHARACTER_SET, CharacterSet
 from shared.dicom.part10 import (
     DEPTH_LIMIT,
     KNOWN_VRS,
@@ -29,7 +30,7 @@ _WORDS = (
 )
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXEL_REPRESENTATION = 0x00280103
+_PIXEL_REPRESENTATION, _SPECIFIC_CHARACTER_SET = 0x00280103, 0x00080005
 
 
 def meta_length(head: bytes) -> int:
@@ -70,10 +71,14 @@ class Converter:
 
     What lies before pixel data and what follows it are given one after the other. ``edits`` has elements of
     the data set itself, by tag and already encoded in ``target``, that replace or add to what is there, and
-    empty bytes for what is left out.
+    empty bytes for what is left out. ``to_utf_8`` decodes texts after all: they become UTF-8, except those
+    of items that name a character set of their own.
     """
 
-    def __init__(self, source: str, target: str, edits: Mapping[int, bytes] | None = None) -> None:
+    def __init__(
+        self, source: str, target: str, edits: Mapping[int, bytes] | None = None, to_utf_8: bool = False
+    ) -> None:
+        self._to_utf_8 = to_utf_8
         self._edits = sorted((edits or {}).items(), reverse=True)
         self._order = ">" if source == EXPLICIT_BE else "<"
         self._implicit = source == IMPLICIT_LE
@@ -117,8 +122,12 @@ class Converter:
             vr, length, position, implicit = self._header(data, position, tag, scope)
             if depth == 0 and self._edits:
                 out.append(self._edits_before(tag))
-                if self._edits and self._edits[-1][0] == tag and length != _UNDEFINED:
+                if self._edits and self._edits[-1][0] == tag:
                     out.append(self._edits.pop()[1])
+                    if length == _UNDEFINED:
+                        foreign = vr == "UN" and not implicit
+                        _, position = self._sequence(data, position, length, scope, depth, foreign)
+                        continue
                     scope.note(tag, data[position : position + length], self._order)
                     position += length
                     continue
@@ -138,7 +147,9 @@ class Converter:
             if number:  # group lengths are retired, and would be wrong
                 if self._order != self._target_order:
                     value = swap(value, _WORDS.get(vr, 1))
-                out.append(self._element_header(tag, vr, length) + value)
+                if self._to_utf_8:
+                    value = scope.in_utf_8(tag, vr, value, self._order)
+                out.append(self._element_header(tag, vr, len(value)) + value)
         return b"".join(out), position
 
     def _header(self, data: bytes, position: int, tag: int, scope: _Scope) -> tuple[str, int, int, bool]:
@@ -197,25 +208,49 @@ class Converter:
 
 
 class _Scope:
-    """What decides on VRs within one data set or item."""
+    """What decides on VRs and texts within one data set or item."""
 
     def __init__(self, parent: _Scope | None = None) -> None:
         self.pixel_representation: int = parent.pixel_representation if parent else 0
         self.creators: dict[int, str] = {}
+        self._inner = parent is not None
+        self._characters: CharacterSet = parent._characters if parent else CharacterSet([])
+        self._own_characters: bool = parent._own_characters if parent else False
+
+    def in_utf_8(self, tag: int, vr: str, value: bytes, order: str) -> bytes:
+        """``value`` in UTF-8 where it is a text in the character set of the data set."""
+        if self._own_characters or (value.isascii() and b"\x1b" not in value):
+            return value
+        if vr == "UN" and order == "<":  # a gateway's; the parser reads the dictionary's VR (PS3.5 §6.2.2)
+            vr = implicit_vr(tag, self.creators.get(private_block(tag), ""), 0)
+        if vr not in WITH_CHARACTER_SET:
+            return value
+        text, _ = self._characters.decode(vr, value.rstrip(b" \0"))
+        recoded = text.encode("utf-8", "replace")
+        return recoded + b" " * (len(recoded) % 2)
 
     def note(self, tag: int, value: bytes, order: str) -> None:
-        if tag == _PIXEL_REPRESENTATION and len(value) == 2:
+        if tag == _SPECIFIC_CHARACTER_SET:
+            terms = value.decode("latin-1").rstrip(" \0").split("\\")
+            self._characters = CharacterSet([term.strip(" ") for term in terms])
+            self._own_characters = self._inner
+        elif tag == _PIXEL_REPRESENTATION and len(value) == 2:
             self.pixel_representation = int(struct.unpack(order + "H", value)[0] == 1)
         elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
             self.creators[tag] = value.decode("latin-1").strip(" \0")
 
 
 def element(tag: int, vr: str, value: bytes, target: str) -> bytes:
-    """A short element of ``value``, of even length and in the byte order of ``target``."""
+    """An element of ``value``, of even length and in the byte order of ``target``."""
     if target == IMPLICIT_LE:
         return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
     order = ">" if target == EXPLICIT_BE else "<"
-    return struct.pack(order + "HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
+    code = vr.encode()
+    if code not in LONG_VRS and len(value) > 0xFFFF:
+        code = b"UN"  # PS3.5 §6.2.2 note: the length field of the VR is too short
+    if code in LONG_VRS:
+        return struct.pack(order + "HH2sHI", tag >> 16, tag & 0xFFFF, code, 0, len(value)) + value
+    return struct.pack(order + "HH2sH", tag >> 16, tag & 0xFFFF, code, len(value)) + value
 
 
 def element_header(tag: int, vr: str, length: int, target: str) -> bytes:

@@ -136,6 +136,17 @@ def _little_endian(values: array[int]) -> bytes:
     return values.tobytes()
 
 
+def shifted(table: bytes, shift: int) -> bytes:
+    """A frame table whose frames lie ``shift`` bytes later in the file, or earlier."""
+    values = array("Q")
+    values.frombytes(table)
+    if sys.byteorder == "big":
+        values.byteswap()
+    for index in range(0, len(values), 2):
+        values[index] += shift
+    return _little_endian(values)
+
+
 def _integer(image: dict[str, str], name: str, default: int = 0) -> int:
     try:
         value = int(image.get(name, default))

@@ -24,7 +24,7 @@ _NAME_DELIMITERS, _TEXT_DELIMITERS = set(b"\\^="), set(b"\\\t\n\f\r")  # PS3.5 �
 _PADDED_BOTH_ENDS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM"})
 _LEADING_SPACES_COUNT = frozenset({"LT", "ST", "UT"})
 _SINGLE_VALUED = frozenset({"LT", "ST", "UT", "UR"})
-_WITH_CHARACTER_SET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+WITH_CHARACTER_SET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _STRUCTS = {
     "US": ("H", 2),
     "SS": ("h", 2),
@@ -94,13 +94,28 @@ class CharacterSet:
             except (UnicodeDecodeError, LookupError, ValueError):
                 return raw.decode("latin-1"), False
 
+    def encode(self, vr: str, text: str) -> bytes | None:
+        """The bytes of ``text``, or None where they would not be read as the same text again.
+
+        Code extensions (PS3.5 §6.1.2.5) are read and not written: beyond ASCII, only a single repertoire.
+        """
+        if text.isascii():
+            return text.encode()
+        if len(self.encodings) > 1:
+            return None
+        try:
+            raw = text.encode(self.encodings[0])
+        except (UnicodeEncodeError, LookupError):
+            return None
+        return raw if self.decode(vr, raw) == (text, True) else None
+
 
 def encode_text(vr: str, raw: bytes, characters: CharacterSet) -> Encoded:
     """A string VR. Trailing spaces and nulls are padding and are left out (PS3.5 §6.2)."""
     raw = raw.rstrip(b" \0")
     if not raw:
         return EMPTY
-    if vr in _WITH_CHARACTER_SET:
+    if vr in WITH_CHARACTER_SET:
         text, legal = characters.decode(vr, raw)
     else:
         legal = raw.isascii()

@@ -177,6 +177,9 @@ class Part10Parser:
         self._image: dict[str, str] = {}
         self._pixels: tuple[int, int, Fragments | None] | None = None
         self._extended_offsets: list[bytes] = [b"", b""]
+        self._expected: tuple[BulkData, FrameIndex] | None = None
+        self.repeated: set[int] = set()
+        """Tags that occur twice in the data set itself; the last counts."""
         self._steps = self._file()
 
     # --- feeding -----------------------------------------------------------------------------------
@@ -237,6 +240,18 @@ class Part10Parser:
         if self._to_skip:
             raise invalid("The file ends before the value of its last element.")
         return self._finish()
+
+    def expect_pixel_data(self, pixels: BulkData, frames: FrameIndex) -> None:
+        """The caller knows the pixel data and its ``frames`` in this file, and will :meth:`pass_over` it."""
+        self._expected = pixels, frames
+
+    def pass_over(self) -> None:
+        """Go on behind the expected pixel data, whose element's header and first bytes were fed last."""
+        if self._expected is None or not self._to_skip:
+            raise invalid("The pixel data is not where it was.")
+        self.result.size += self._to_skip
+        self._base += self._to_skip
+        self._to_skip = 0
 
     @property
     def identity_known(self) -> bool:
@@ -354,6 +369,8 @@ class Part10Parser:
                 raise invalid(f"The item or delimiter {_name(tag)} stands where none belongs.")
             if tag == 0 and depth == 0 and (yield from self._only_zeros_left()):
                 return
+            if tag in out and not depth:
+                self.repeated.add(tag)
             vr, length, implicit = self._header(tag, scope)
             if length > INLINE_BINARY or vr == "SQ" or (tag in _PIXELS and not depth):
                 yield from self._large(tag, vr, length, implicit, depth, out, scope, path)
@@ -525,6 +542,11 @@ class Part10Parser:
 
     def _pixel_data(self, tag: int, vr: str, length: int, out: dict[int, str]) -> Steps:
         offset = self._offset()
+        if self._expected is not None:
+            known, _ = self._expected
+            out[tag] = self._bulk(tag, known.vr, offset, known.length, "", known.encapsulated)
+            yield from self._skip(known.length)
+            return
         if length != _UNDEFINED:
             out[tag] = self._bulk(tag, vr, offset, length, "")
             self._pixels = offset, length, None
@@ -622,6 +644,8 @@ class Part10Parser:
         return {level: "{" + ",".join(texts) + "}" for level, texts in levels.items()}
 
     def _frame_index(self) -> FrameIndex:
+        if self._expected is not None:
+            return self._expected[1]
         if self._pixels is None:
             return FrameIndex()
         offset, length, fragments = self._pixels

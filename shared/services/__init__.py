@@ -29,6 +29,7 @@ _MODULES = frozenset(
         "search",
         "store",
         "transcoded",
+        "update",
     }
 )
 

@@ -15,13 +15,12 @@ from datetime import UTC, datetime, timedelta
 from shared import container, faults
 from shared.blobs import names
 from shared.blobs.store import APPEND_LIMIT, BlobItem, BlobNotFound, PackFull, PackMissing
-from shared.dicom.identifiers import Resource
 from shared.errors import DependencyUnavailable
 from shared.services import frame_cache, packs
 from shared.settings import settings
 from shared.sql import instances
 from shared.sql.change_feed import timestamp
-from shared.sql.instances import Deleted, Place, StoredInstance
+from shared.sql.instances import Deleted, PackRecord, Place
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +109,8 @@ async def compact(partition: str, study: str, series: str, pack: str) -> None:
     raise DependencyUnavailable("A pack of metadata is being reorganised by others; try again later.")
 
 
-async def _live(partition: str, study: str, series: str, pack: str) -> list[StoredInstance]:
-    found = await container.database().read(instances.find_instances, Resource(partition, study, series))
-    return sorted((s for s in found if s.place.pack == pack), key=lambda s: s.place.offset)
+async def _live(partition: str, study: str, series: str, pack: str) -> list[PackRecord]:
+    return await container.database().read(instances.find_records, partition, study, series, pack)
 
 
 async def _seal(partition: str, study: str, series: str, pack: str) -> str | None:
@@ -124,11 +122,11 @@ async def _seal(partition: str, study: str, series: str, pack: str) -> str | Non
 
 
 async def _move(
-    live: Sequence[StoredInstance], partition: str, study: str, series: str, pack: str, target: str
+    live: Sequence[PackRecord], partition: str, study: str, series: str, pack: str, target: str
 ) -> int:
     """Copy records to ``target`` and point the index there; how many instances that moved."""
     moved = 0
-    batch: list[StoredInstance] = []
+    batch: list[PackRecord] = []
     size = 0
     for stored in [*live, None]:
         if batch and (stored is None or size + _length(stored) > APPEND_LIMIT):
@@ -141,7 +139,7 @@ async def _move(
 
 
 async def _move_batch(
-    batch: Sequence[StoredInstance], partition: str, study: str, series: str, pack: str, target: str
+    batch: Sequence[PackRecord], partition: str, study: str, series: str, pack: str, target: str
 ) -> int:
     blobs = container.blob_store()
     source = names.pack_name(partition, study, series, pack)
@@ -163,7 +161,7 @@ async def _move_batch(
     return await container.database().write(instances.relocate, partition, study, series, moves)
 
 
-def _length(stored: StoredInstance) -> int:
+def _length(stored: PackRecord) -> int:
     place = stored.place
     return place.document_length + place.bulkdata_length + place.frames_length
 

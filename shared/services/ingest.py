@@ -21,7 +21,7 @@ from shared.dicom import failure_reasons
 from shared.dicom.identifiers import InstanceKey
 from shared.dicom.part10 import ParsedInstance, Part10Parser
 from shared.errors import DependencyUnavailable, InvalidInstance, without_message
-from shared.services import duplicates, store
+from shared.services import duplicates, store, update
 from shared.services.packs import SeriesPacks
 from shared.settings import settings
 from shared.sql import instances
@@ -74,7 +74,7 @@ async def ingest(name: str) -> Ingested:
     existing = await container.database().read(instances.find_existing, key.partition, [key])
     if key in existing.versions:
         return Ingested.KNOWN if existing.versions[key] == version else Ingested.DUPLICATE
-    if _is_ours(item) and await _is_overtaken(key, version):
+    if _is_ours(item) and (_is_of_update(item) or await _is_overtaken(key, version)):
         return Ingested.OVERTAKEN
     try:
         parsed = await parse_file(name, key)
@@ -153,7 +153,12 @@ async def _refuse(name: str, reason: str) -> Ingested:
 
 
 def _is_ours(item: BlobItem) -> bool:
-    return item.metadata.get("origin") == store.OURS["origin"]
+    return item.metadata.get("origin") == store.OURS["origin"] or _is_of_update(item)
+
+
+def _is_of_update(item: BlobItem) -> bool:
+    """Whether an update has written it: what that has not committed itself must not come into the index."""
+    return item.metadata.get("origin") == update.ORIGIN
 
 
 def _age(item: BlobItem) -> float:

@@ -70,9 +70,12 @@ class Payload:
     cut: Callable[[int, int], AsyncIterator[bytes]] | None = None
 
 
-async def find(resource: Resource) -> list[StoredInstance]:
-    """The instances a path addresses, in order of storing. Raises NotFound where there is none."""
-    found = await container.database().read(instances.find_instances, resource)
+async def find(resource: Resource, original: bool = False) -> list[StoredInstance]:
+    """The instances a path addresses, in order of storing. Raises NotFound where there is none.
+
+    ``original`` gives of those that a bulk update has changed the version before the first one.
+    """
+    found = await container.database().read(instances.find_instances, resource, original)
     if not found:
         kind = "instance" if resource.instance else "series" if resource.series else "study"
         raise NotFound(f"The {kind} does not exist.")
@@ -214,7 +217,7 @@ async def _read_record(stored: StoredInstance, offset: int, length: int) -> byte
         with suppress(NotFound):
             return await _read(_pack_span(stored, offset, length))
         key = stored.key
-        (now,) = await find(Resource(key.partition, key.study, key.series, key.instance))
+        (now,) = await find(Resource(key.partition, key.study, key.series, key.instance), stored.original)
         if now.version != stored.version:
             break
         stored = now
@@ -262,7 +265,7 @@ async def around_pixel_data(stored: StoredInstance) -> Surroundings | None:
 
     Raises NotAcceptable where that is too much to hold.
     """
-    pixels = await _pixel_data_of(stored)
+    pixels = await pixel_data_of(stored)
     if pixels is None:
         return None
     header, before = await _head(stored, pixels.offset)
@@ -314,7 +317,7 @@ async def in_native_syntax(stored: StoredInstance, target: str) -> Payload:
 async def _head(stored: StoredInstance, stop: int | None) -> tuple[bytes, bytes]:
     """The file meta information, and the data set up to the offset ``stop``."""
     if is_deflated(stored.transfer_syntax):
-        return await _meta_information(stored), await _held(_dataset(stored, 0, stop))
+        return await meta_information(stored), await _held(_dataset(stored, 0, stop))
     head = await _held(_dataset(stored, 0, stop))
     length = convert.meta_length(head)
     return head[:length], head[length:]
@@ -384,7 +387,7 @@ async def _word_size(stored: StoredInstance, pixels: BulkData) -> int:
     return convert.word_size(pixels.vr, bits if isinstance(bits, int) else 16)
 
 
-async def _meta_information(stored: StoredInstance) -> bytes:
+async def meta_information(stored: StoredInstance) -> bytes:
     """Preamble, prefix and file meta information."""
     head = await _read(replace(_file_span(stored), length=min(META_LIMIT, stored.size)))
     return head[: convert.meta_length(head)]
@@ -401,7 +404,7 @@ async def _dataset(stored: StoredInstance, offset: int, length: int | None = Non
         return
     end = None if length is None else offset + length
     position = 0
-    async with aclosing(_inflated(stored)) as pieces:
+    async with aclosing(inflated(stored)) as pieces:
         async for piece in pieces:
             stop = position + len(piece)
             if stop > offset:
@@ -411,10 +414,10 @@ async def _dataset(stored: StoredInstance, offset: int, length: int | None = Non
                 return
 
 
-async def _inflated(stored: StoredInstance) -> AsyncGenerator[bytes, None]:
+async def inflated(stored: StoredInstance) -> AsyncGenerator[bytes, None]:
     """The data set of a deflated file in small pieces, for a small file may inflate to a large one."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    begin = len(await _meta_information(stored))
+    begin = len(await meta_information(stored))
     span = replace(_file_span(stored), offset=begin, length=stored.size - begin)
     async with aclosing(_stream(span)) as chunks:
         async for chunk in chunks:
@@ -523,7 +526,7 @@ async def read_frames(
 async def _native_frames(
     stored: StoredInstance, numbers: Sequence[int], swap: bool
 ) -> AsyncIterator[Payload]:
-    pixels = await _pixel_data_of(stored) if swap else None
+    pixels = await pixel_data_of(stored) if swap else None
     size = await _word_size(stored, pixels) if pixels else 1
     bits = stored.frame_bits
     ranges = [frames.native_range(number, bits, size) for number in numbers]
@@ -547,6 +550,14 @@ def check_frames(stored: StoredInstance, numbers: Sequence[int]) -> None:
         raise NotFound(f"The instance has {stored.number_of_frames} frames.")
     if not stored.frame_bits and not stored.place.frames_length:
         raise NotFound("The frames of this instance cannot be told apart in its pixel data.")
+
+
+async def whole_frame_table(stored: StoredInstance) -> bytes:
+    """The table of all frames; empty where there is none."""
+    place = stored.place
+    if not place.frames_length:
+        return b""
+    return await _read_record(stored, place.document_length + place.bulkdata_length, place.frames_length)
 
 
 async def _frame_table(stored: StoredInstance, numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -608,7 +619,7 @@ async def _bulkdata_index(stored: StoredInstance) -> bytes:
     return await _read_record(stored, place.document_length, place.bulkdata_length)
 
 
-async def _pixel_data_of(stored: StoredInstance) -> BulkData | None:
+async def pixel_data_of(stored: StoredInstance) -> BulkData | None:
     """The pixel data element of any kind, if there is one."""
     index = await _bulkdata_index(stored)
     entries = (packs.bulkdata_entry(index, tag) for tag in _PIXEL_TAGS)

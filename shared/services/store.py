@@ -138,7 +138,7 @@ async def _receive(
 ) -> _Candidate | Outcome:
     """Parse one file while it arrives; a large one goes to storage in blocks meanwhile."""
     parser = Part10Parser()
-    upload = _BlockUpload(blobs, partition)
+    upload = BlockUpload(blobs, partition)
     try:
         async for chunk in chunks:
             parser.feed(chunk)
@@ -173,15 +173,18 @@ def key_of(parsed: ParsedInstance, partition: str) -> InstanceKey:
     )
 
 
-class _BlockUpload:
+class BlockUpload:
     """Collects a file; once it is larger than SMALL_FILE, sends it in blocks, a few at a time.
 
     Staged blocks are invisible until the block list is committed, which happens only for a whole file.
     The preamble is replaced by zeros (PS3.10 §7.5).
     """
 
-    def __init__(self, blobs: BlobStore, partition: str) -> None:
-        self.version = names.new_version()
+    def __init__(
+        self, blobs: BlobStore, partition: str, version: str = "", metadata: dict[str, str] | None = None
+    ) -> None:
+        self.version = version or names.new_version()
+        self._metadata = metadata or OURS
         self._blobs = blobs
         self._partition = partition
         self._pieces: list[bytes] = []
@@ -238,7 +241,7 @@ class _BlockUpload:
         if self._pieces:
             await self._stage(b"".join(self._pieces))
         await asyncio.gather(*self._tasks)
-        await self._blobs.commit_blocks(names.DICOM, self._name, self._blocks, OURS)
+        await self._blobs.commit_blocks(names.DICOM, self._name, self._blocks, self._metadata)
         faults.point("store.blocks_committed")
         return None
 

@@ -69,7 +69,8 @@ class Existing:
 class StoredInstance:
     """What retrieving an instance needs to know of it.
 
-    ``instance_number`` is None where it is missing or no number; ``modality`` is in lower case.
+    ``instance_number`` is None where it is missing or no number; ``modality`` is in lower case. ``original``
+    says that it is what an instance was before its first update.
     """
 
     key: InstanceKey
@@ -83,6 +84,15 @@ class StoredInstance:
     sop_class: str = ""
     instance_number: int | None = None
     modality: str = ""
+    original: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackRecord:
+    """A record of a pack that something refers to: an instance, an original or a prepared update."""
+
+    version: str
+    place: Place
 
 
 class PackMoved(Exception):
@@ -141,28 +151,39 @@ def find_existing(connection: sa.Connection, partition: str, keys: Iterable[Inst
     return Existing(versions, packs)
 
 
-def find_instances(connection: sa.Connection, resource: Resource) -> list[StoredInstance]:
-    """The instances of a study, a series or one instance, in order of storing; one statement."""
-    i = t.instance
+_PLACE = ("pack", "document_offset", "document_length", "bulkdata_length", "frames_length")
+FILE_COLUMNS = (
+    "version",
+    "size",
+    "transfer_syntax_uid",
+    "number_of_frames",
+    "frame_offset",
+    "frame_bits",
+    *_PLACE,
+)
+"""What is kept of a version's file and its record, in the order of StoredInstance and Place."""
+
+
+def find_instances(
+    connection: sa.Connection, resource: Resource, original: bool = False
+) -> list[StoredInstance]:
+    """The instances of a study, a series or one instance, in order of storing; one statement.
+
+    ``original`` gives of each instance that has been updated the version before its first update.
+    """
+    i, o = t.instance, t.original_instance
+    columns: list[sa.ColumnElement[Any]] = [i.c[name] for name in FILE_COLUMNS]
+    if original:
+        columns = [sa.func.coalesce(o.c[name], i.c[name]) for name in FILE_COLUMNS] + [o.c.version]
     statement = (
         sa.select(
             t.study.c.study_instance_uid,
             t.series.c.series_instance_uid,
             i.c.sop_instance_uid,
-            i.c.version,
-            i.c.size,
-            i.c.transfer_syntax_uid,
-            i.c.number_of_frames,
-            i.c.frame_offset,
-            i.c.frame_bits,
-            i.c.pack,
-            i.c.document_offset,
-            i.c.document_length,
-            i.c.bulkdata_length,
-            i.c.frames_length,
             i.c.sop_class_uid,
             i.c.instance_number,
             t.series.c.modality,
+            *columns,
         )
         .select_from(t.partition)
         .join(t.study, t.study.c.partition_key == t.partition.c.partition_key)
@@ -171,17 +192,35 @@ def find_instances(connection: sa.Connection, resource: Resource) -> list[Stored
         .where(_addressed(resource))
         .order_by(i.c.instance_key)
     )
+    if original:
+        statement = statement.outerjoin(o, o.c.instance_key == i.c.instance_key)
     return [
-        StoredInstance(
+        stored_instance(
             InstanceKey(resource.partition, row[0], row[1], row[2]),
-            *row[3:9],
-            Place(*row[9:14]),
-            row[14] or "",
-            row[15],
-            row[16] or "",
+            row[6:17],
+            row[3] or "",
+            row[4],
+            row[5] or "",
+            original and row[17] is not None,
         )
         for row in connection.execute(statement)
     ]
+
+
+def stored_instance(key: InstanceKey, columns: Sequence[Any], *others: Any) -> StoredInstance:
+    """An instance of the values of :data:`FILE_COLUMNS` and ``others`` that follow them."""
+    version, size, transfer_syntax, number_of_frames, frame_offset, frame_bits, *place = columns
+    return StoredInstance(
+        key,
+        version,
+        size,
+        transfer_syntax,
+        number_of_frames,
+        frame_offset,
+        frame_bits,
+        Place(*place),
+        *others,
+    )
 
 
 def _addressed(resource: Resource) -> sa.ColumnElement[bool]:
@@ -202,36 +241,53 @@ File = tuple[InstanceKey, str]
 
 
 def known_files(connection: sa.Connection, versions: Collection[str]) -> set[File]:
-    """The files of these versions that are indexed or wait for clean-up; one statement.
+    """The files of these versions that are indexed, originals of updated instances, prepared by an update
+    that runs, or wait for clean-up; one statement.
 
     A version made here belongs to one file, but a copied blob brings its version along.
     """
-    given, d = uid_table(sorted(versions)), t.deleted_instance
-    waiting = sa.select(
-        d.c.partition_name, d.c.study_instance_uid, d.c.series_instance_uid, d.c.sop_instance_uid, d.c.version
-    ).join(given, d.c.version == given.c.value)
-    return _files(connection, sa.union_all(_indexed(given), waiting))
+    given = uid_table(sorted(versions))
+
+    def waiting(table: sa.Table) -> sa.Select[Any]:
+        c = table.c
+        return sa.select(
+            c.partition_name, c.study_instance_uid, c.series_instance_uid, c.sop_instance_uid, c.version
+        ).join(given, c.version == given.c.value)
+
+    return _files(
+        connection,
+        sa.union_all(*_indexed(given), waiting(t.prepared_update), waiting(t.deleted_instance)),
+    )
 
 
 def indexed_files(connection: sa.Connection, versions: Collection[str]) -> set[File]:
-    """The files of these versions that are indexed: neither deleted nor replaced; one statement."""
-    return _files(connection, _indexed(uid_table(sorted(versions))))
+    """The files of these versions that are indexed, or originals: neither deleted nor replaced; one
+    statement."""
+    return _files(connection, sa.union_all(*_indexed(uid_table(sorted(versions)))))
 
 
-def _indexed(given: sa.TableValuedAlias) -> sa.Select[Any]:
-    return (
-        sa.select(
-            t.partition.c.partition_name,
-            t.study.c.study_instance_uid,
-            t.series.c.series_instance_uid,
-            t.instance.c.sop_instance_uid,
-            t.instance.c.version,
+def _indexed(given: sa.TableValuedAlias) -> tuple[sa.Select[Any], sa.Select[Any]]:
+    """The files of instances, and those of originals."""
+    i, o = t.instance, t.original_instance
+
+    def named(version: sa.ColumnElement[str], table: sa.FromClause) -> sa.Select[Any]:
+        return (
+            sa.select(
+                t.partition.c.partition_name,
+                t.study.c.study_instance_uid,
+                t.series.c.series_instance_uid,
+                i.c.sop_instance_uid,
+                version,
+            )
+            .select_from(table)
+            .join(given, version == given.c.value)
+            .join(t.series, t.series.c.series_key == i.c.series_key)
+            .join(t.study, t.study.c.study_key == t.series.c.study_key)
+            .join(t.partition, t.partition.c.partition_key == t.study.c.partition_key)
         )
-        .join(given, t.instance.c.version == given.c.value)
-        .join(t.series, t.series.c.series_key == t.instance.c.series_key)
-        .join(t.study, t.study.c.study_key == t.series.c.study_key)
-        .join(t.partition, t.partition.c.partition_key == t.study.c.partition_key)
-    )
+
+    originals = o.join(i, i.c.instance_key == o.c.instance_key)
+    return named(i.c.version, i), named(o.c.version, originals)
 
 
 def _files(connection: sa.Connection, statement: sa.Executable) -> set[File]:
@@ -290,7 +346,7 @@ def commit_store(
     series, because no clean-up knows them.
     """
     partition_key = partitions.key_of(connection, partition)
-    studies = _lock_studies(connection, partition_key, {new.key.study for new in instances})
+    studies = lock_studies(connection, partition_key, {new.key.study for new in instances})
     existing = find_existing(connection, partition, (new.key for new in instances))
     committed = committed_files(connection, [new.version for new in instances])
     outcome: dict[InstanceKey, bool] = {}
@@ -304,9 +360,9 @@ def commit_store(
         return outcome
     _check_packs(writes, existing, fresh_packs)
     added = [new for new in writes if new.key not in existing.versions]
-    written = _write_parents(connection, partition_key, studies, writes, {new.key for new in added})
+    written = write_parents(connection, partition_key, studies, writes, {new.key for new in added})
     if added:
-        connection.execute(sa.insert(t.instance), [_instance_row(new, *written[new.key]) for new in added])
+        connection.execute(sa.insert(t.instance), [instance_row(new, *written[new.key]) for new in added])
     for new in writes:
         if new.key in existing.versions:
             _replace(connection, new, written[new.key], existing.versions[new.key], cleanup_after)
@@ -346,7 +402,7 @@ class _Study(NamedTuple):
     patient_key: int | None
 
 
-def _lock_studies(connection: sa.Connection, partition_key: int, uids: set[str]) -> dict[str, _Study]:
+def lock_studies(connection: sa.Connection, partition_key: int, uids: set[str]) -> dict[str, _Study]:
     """Those studies that exist. From here on writers of one study take turns.
 
     Every transaction that changes rows below a study begins so, before it reads what it decides by:
@@ -370,7 +426,7 @@ def move_pack(
     connection: sa.Connection, partition: str, study: str, series: str, old: str, new: str
 ) -> str | None:
     """Make ``new`` the pack of a series where it is still ``old``; the pack it has then (None: no series)."""
-    _locked_study(connection, Resource(partition, study))
+    locked_study(connection, Resource(partition, study))
     found = connection.execute(
         sa.select(t.series.c.series_key, t.series.c.metadata_pack)
         .join(t.study, t.study.c.study_key == t.series.c.study_key)
@@ -395,7 +451,7 @@ Keys = tuple[int, int, int]
 """partition_key, study_key, series_key"""
 
 
-def _write_parents(
+def write_parents(
     connection: sa.Connection,
     partition_key: int,
     studies: dict[str, _Study],
@@ -530,15 +586,24 @@ def _summarise_study(connection: sa.Connection, study_key: int, new_series: int)
 def _replace(
     connection: sa.Connection, new: NewInstance, keys: Keys, version: str, cleanup_after: str
 ) -> None:
-    i = t.instance
+    """What is there goes, its original with it: the new file is another one, not an update of it."""
+    i, o = t.instance, t.original_instance
     where = sa.and_(i.c.series_key == keys[2], i.c.sop_instance_uid == new.key.instance)
-    pack, instance_key = connection.execute(sa.select(i.c.pack, i.c.instance_key).where(where)).one()
-    values.delete(connection, values.Owner(*keys, instance_key))
-    connection.execute(sa.insert(t.deleted_instance), _deleted_row(new.key, version, pack, cleanup_after))
-    connection.execute(sa.update(i).where(where).values(_instance_row(new, *keys)))
+    found = connection.execute(
+        sa.select(i.c.pack, i.c.instance_key, o.c.version, o.c.pack)
+        .outerjoin(o, o.c.instance_key == i.c.instance_key)
+        .where(where)
+    ).one()
+    values.delete(connection, values.Owner(*keys, found.instance_key))
+    rows = [deleted_row(new.key, version, found[0], cleanup_after)]
+    if found[2] is not None:
+        rows.append(deleted_row(new.key, found[2], found[3], cleanup_after))
+        connection.execute(sa.delete(o).where(o.c.instance_key == found.instance_key))
+    connection.execute(sa.insert(t.deleted_instance), rows)
+    connection.execute(sa.update(i).where(where).values(instance_row(new, *keys)))
 
 
-def _instance_row(new: NewInstance, partition_key: int, study_key: int, series_key: int) -> dict[str, Any]:
+def instance_row(new: NewInstance, partition_key: int, study_key: int, series_key: int) -> dict[str, Any]:
     return {
         "partition_key": partition_key,
         "study_key": study_key,
@@ -585,15 +650,17 @@ def delete(connection: sa.Connection, resource: Resource, cleanup_after: str) ->
 
     The bytes are left to the clean-up, which finds them in ``deleted_instance``.
     """
-    study_key = _locked_study(connection, resource)
+    study_key = locked_study(connection, resource)
     if study_key is None:
         return 0
     doomed = find_keys(connection, resource)
     if not doomed:
         return 0
+    files = [(key, version, pack) for key, version, pack, _, _ in doomed]
+    files += _find_originals(connection, resource) + _take_prepared(connection, resource)
     connection.execute(
         sa.insert(t.deleted_instance),
-        [_deleted_row(key, version, pack, cleanup_after) for key, version, pack, _, _ in doomed],
+        [deleted_row(key, version, pack, cleanup_after) for key, version, pack in files],
     )
     _delete_rows(
         connection,
@@ -607,7 +674,8 @@ def delete(connection: sa.Connection, resource: Resource, cleanup_after: str) ->
     return len(doomed)
 
 
-def _locked_study(connection: sa.Connection, resource: Resource) -> int | None:
+def locked_study(connection: sa.Connection, resource: Resource) -> int | None:
+    """The key of a study whose writers wait from here on; None where it does not exist."""
     return connection.execute(
         sa.select(t.study.c.study_key)
         .with_hint(t.study, "WITH (UPDLOCK, HOLDLOCK)", "mssql")
@@ -641,6 +709,43 @@ def find_keys(connection: sa.Connection, resource: Resource) -> list[tuple[Insta
     return [(InstanceKey(resource.partition, r[0], r[1], r[2]), r[3], r[4], r[5], r[6]) for r in rows]
 
 
+def _find_originals(connection: sa.Connection, resource: Resource) -> list[tuple[InstanceKey, str, str]]:
+    """(key, version, pack) of the originals of updated instances that ``resource`` addresses."""
+    i, o = t.instance, t.original_instance
+    rows = connection.execute(
+        sa.select(
+            t.study.c.study_instance_uid,
+            t.series.c.series_instance_uid,
+            i.c.sop_instance_uid,
+            o.c.version,
+            o.c.pack,
+        )
+        .select_from(t.partition)
+        .join(t.study, t.study.c.partition_key == t.partition.c.partition_key)
+        .join(t.series, t.series.c.study_key == t.study.c.study_key)
+        .join(i, i.c.series_key == t.series.c.series_key)
+        .join(o, o.c.instance_key == i.c.instance_key)
+        .where(_addressed(resource))
+    )
+    return [(InstanceKey(resource.partition, r[0], r[1], r[2]), r[3], r[4]) for r in rows]
+
+
+def _take_prepared(connection: sa.Connection, resource: Resource) -> list[tuple[InstanceKey, str, str]]:
+    """Forget what updates that run have prepared of ``resource``: (key, version, pack) of it."""
+    p = t.prepared_update
+    conditions = [p.c.study_instance_uid == resource.study, p.c.partition_name == resource.partition]
+    if resource.series:
+        conditions.append(p.c.series_instance_uid == resource.series)
+    if resource.instance:
+        conditions.append(p.c.sop_instance_uid == resource.instance)
+    rows = connection.execute(
+        sa.select(p.c.series_instance_uid, p.c.sop_instance_uid, p.c.version, p.c.pack).where(*conditions)
+    ).all()
+    if rows:
+        connection.execute(sa.delete(p).where(*conditions))
+    return [(InstanceKey(resource.partition, resource.study, r[0], r[1]), r[2], r[3]) for r in rows]
+
+
 def _delete_rows(
     connection: sa.Connection,
     resource: Resource,
@@ -648,7 +753,13 @@ def _delete_rows(
     series_keys: set[int],
     instance_keys: Sequence[int],
 ) -> None:
-    i, series = t.instance, t.series
+    i, series, o = t.instance, t.series, t.original_instance
+    doomed = sa.select(i.c.instance_key).where(i.c.study_key == study_key)
+    if resource.series:
+        doomed = doomed.where(i.c.series_key.in_(series_keys))
+    if resource.instance:
+        doomed = doomed.where(i.c.sop_instance_uid == resource.instance)
+    connection.execute(sa.delete(o).where(o.c.instance_key.in_(doomed)))
     if not resource.series:
         values.delete(connection, values.Owner(0, study_key), with_children=True)
         connection.execute(sa.delete(i).where(i.c.study_key == study_key))
@@ -701,7 +812,7 @@ def _recount_study(connection: sa.Connection, study_key: int) -> None:
     _summarise_study(connection, study_key, 0)
 
 
-def _deleted_row(key: InstanceKey, version: str, pack: str, cleanup_after: str) -> dict[str, Any]:
+def deleted_row(key: InstanceKey, version: str, pack: str, cleanup_after: str) -> dict[str, Any]:
     return {
         "version": version,
         "partition_name": key.partition,
@@ -782,25 +893,61 @@ def relocate(
     Those that are gone meanwhile are not, and none is where the new pack takes no documents any more:
     another clean-up has sealed it and is about to delete it.
     """
-    _locked_study(connection, Resource(partition, study))
+    locked_study(connection, Resource(partition, study))
     current = pack_of_series(connection, partition, study, series)
-    i = t.instance
     return sum(
         connection.execute(
-            sa.update(i)
-            .where(i.c.version == version, i.c.pack == old)
+            sa.update(table)
+            .where(table.c.version == version, table.c.pack == old)
             .values(pack=place.pack, document_offset=place.offset)
         ).rowcount
         for version, old, place in moves
         if place.pack == current
+        for table in _WITH_RECORDS
     )
+
+
+_WITH_RECORDS = (t.instance, t.original_instance, t.prepared_update)
+"""Tables whose rows refer to records in packs; a version is in one of them at a time."""
+
+
+def find_records(
+    connection: sa.Connection, partition: str, study: str, series: str, pack: str
+) -> list[PackRecord]:
+    """The records of a pack that something refers to, as they lie in it; one statement."""
+    i, o, p = _WITH_RECORDS
+    addressed = _addressed(Resource(partition, study, series))
+
+    def of(table: sa.Table) -> sa.Select[Any]:
+        return sa.select(table.c.version, *(table.c[name] for name in _PLACE)).where(table.c.pack == pack)
+
+    def of_series(statement: sa.Select[Any]) -> sa.Select[Any]:
+        return (
+            statement.join(t.series, t.series.c.series_key == i.c.series_key)
+            .join(t.study, t.study.c.study_key == t.series.c.study_key)
+            .join(t.partition, t.partition.c.partition_key == t.study.c.partition_key)
+            .where(addressed)
+        )
+
+    prepared = of(p).where(
+        p.c.partition_name == partition, p.c.study_instance_uid == study, p.c.series_instance_uid == series
+    )
+    originals = of_series(of(o).select_from(o).join(i, i.c.instance_key == o.c.instance_key))
+    rows = connection.execute(sa.union_all(of_series(of(i).select_from(i)), originals, prepared))
+    return sorted((PackRecord(row[0], Place(*row[1:])) for row in rows), key=lambda r: r.place.offset)
 
 
 def referenced_bytes(connection: sa.Connection, packs: Sequence[str]) -> dict[str, int]:
-    """Bytes of each pack that instances refer to; packs nobody refers to are left out."""
-    given, i = uid_table(list(packs)), t.instance
-    size = sa.func.sum(i.c.document_length + i.c.bulkdata_length + i.c.frames_length)
-    rows = connection.execute(
-        sa.select(i.c.pack, size).join(given, i.c.pack == given.c.value).group_by(i.c.pack)
-    )
+    """Bytes of each pack that something refers to; packs nobody refers to are left out."""
+    given = uid_table(list(packs))
+    sizes = sa.union_all(
+        *(
+            sa.select(
+                table.c.pack,
+                (table.c.document_length + table.c.bulkdata_length + table.c.frames_length).label("size"),
+            ).join(given, table.c.pack == given.c.value)
+            for table in _WITH_RECORDS
+        )
+    ).subquery("sizes")
+    rows = connection.execute(sa.select(sizes.c.pack, sa.func.sum(sizes.c.size)).group_by(sizes.c.pack))
     return {row[0]: int(row[1]) for row in rows}

@@ -214,6 +214,60 @@ attribute_value = Table(
 values of a study. See ``shared/dicom/indexed_values.py``.
 """
 
+original_instance = Table(
+    "original_instance",
+    metadata,
+    Column("instance_key", key(), ForeignKey("instance.instance_key"), primary_key=True, autoincrement=False),
+    Column("version", code(32), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("transfer_syntax_uid", code(64), nullable=False),
+    Column("number_of_frames", Integer, nullable=False),
+    Column("frame_offset", BigInteger, nullable=False),
+    Column("frame_bits", BigInteger, nullable=False),
+    Column("pack", code(32), nullable=False),
+    Column("document_offset", BigInteger, nullable=False),
+    Column("document_length", Integer, nullable=False),
+    Column("bulkdata_length", Integer, nullable=False),
+    Column("frames_length", BigInteger, nullable=False),
+    Index("ix_original_instance_version", "version"),
+    Index("ix_original_instance_pack", "pack"),
+)
+"""The version an instance had before its first update."""
+
+prepared_update = Table(
+    "prepared_update",
+    metadata,
+    Column("version", code(32), primary_key=True),
+    Column("operation_id", code(32), nullable=False),
+    Column("partition_name", code(64), nullable=False),
+    Column("study_instance_uid", code(64), nullable=False),
+    Column("series_instance_uid", code(64), nullable=False),
+    Column("sop_instance_uid", code(64), nullable=False),
+    Column("replaces", code(32), nullable=False),
+    Column("pack", code(32), nullable=False),
+    Column("document_offset", BigInteger, nullable=False),
+    Column("document_length", Integer, nullable=False),
+    Column("bulkdata_length", Integer, nullable=False),
+    Column("frames_length", BigInteger, nullable=False),
+    Column("content", json_text(), nullable=False),
+    Index("ix_prepared_update_operation_id", "operation_id", "replaces"),
+    Index("ix_prepared_update_study_instance_uid", "study_instance_uid"),
+    Index("ix_prepared_update_pack", "pack"),
+)
+"""Versions an update has written, which nobody sees before those of the whole study are there."""
+
+updated_study = Table(
+    "updated_study",
+    metadata,
+    Column("operation_id", code(32), primary_key=True),
+    Column("partition_name", code(64), primary_key=True),
+    Column("study_instance_uid", code(64), primary_key=True),
+    Column("number_of_instances", Integer, nullable=False),
+    Column("committed", code(32), nullable=False),
+    Index("ix_updated_study_committed", "committed"),
+)
+"""Studies an update is done with, so that a step that runs again does nothing again."""
+
 change_feed = Table(
     "change_feed",
     metadata,

@@ -80,6 +80,12 @@ def delete(connection: sa.Connection, owner: Owner, with_children: bool = False)
     connection.execute(sa.delete(attribute_value).where(*_of(owner, with_children)))
 
 
+def delete_of_instances(connection: sa.Connection, study_key: int) -> None:
+    """Remove the values of all instances of a study, but not those of its series."""
+    v = attribute_value
+    connection.execute(sa.delete(v).where(v.c.study_key == study_key, v.c.level == int(Level.INSTANCE)))
+
+
 def _of(owner: Owner, with_children: bool) -> list[sa.ColumnElement[bool]]:
     v = attribute_value
     conditions = [v.c.study_key == owner.study_key]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.dicom.attributes import ATTRIBUTES, Attribute, Level
+from shared.dicom.changes import MOST_STUDIES
 from shared.dicom.identifiers import DEFAULT_PARTITION
 from shared.web import query_params
 from shared.web.transactions import TRANSACTIONS, Transaction
@@ -43,6 +44,10 @@ _PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
         "as a BulkDataURI gives it.",
     ),
 }
+_ORIGINAL_OPTION: tuple[Json, str] = (
+    {"type": "boolean", "default": False},
+    "Instances that a bulk update has changed as they were before the first one.",
+)
 _SEARCH_OPTIONS: dict[str, tuple[Json, str]] = {
     "limit": (
         {
@@ -192,6 +197,15 @@ _SCHEMAS: Json = {
             "errors": {"type": "array", "items": {"type": "string"}},
         },
     },
+    "UpdateSpecification": {
+        "type": "object",
+        "required": ["studyInstanceUids", "changeDataset"],
+        "additionalProperties": False,
+        "properties": {
+            "studyInstanceUids": {"type": "array", "minItems": 1, "maxItems": MOST_STUDIES, "items": _UID},
+            "changeDataset": {"$ref": "#/components/schemas/DicomObject"},
+        },
+    },
     "OperationReference": {
         "description": "The operation that a request has started.",
         "type": "object",
@@ -280,11 +294,12 @@ def _operation(route: Route, method: str) -> Json:
             str(status): _response(transaction, status, head) for status in sorted(transaction.statuses)
         },
     }
-    parameters = _query_parameters(route)
+    parameters = _parameters(route)
     if parameters:
         operation["parameters"] = parameters
     if transaction.consumes:
-        content = {media_type: _body("") for media_type in transaction.consumes}
+        consumed = "UpdateSpecification" if route.transaction == "update" else ""
+        content = {media_type: _body(consumed) for media_type in transaction.consumes}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
@@ -315,7 +330,7 @@ def _body(schema: str) -> Json:
     return {"schema": {"$ref": f"#/components/schemas/{schema}"}} if schema else {}
 
 
-def _query_parameters(route: Route) -> list[Json]:
+def _parameters(route: Route) -> list[Json]:
     match route.transaction:
         case "search":
             level = search_level(route.template)
@@ -332,6 +347,8 @@ def _query_parameters(route: Route) -> list[Json]:
             return [_parameter(name, "query", *of) for name, of in _CHANGE_FEED_OPTIONS.items()]
         case "read_latest_change":
             return [_parameter("includeMetadata", "query", *_METADATA_OPTION)]
+        case "retrieve" | "metadata" | "frames" | "rendered" | "bulkdata":
+            return [_parameter("msdicom-request-original", "header", *_ORIGINAL_OPTION)]
     return []
 
 

@@ -282,6 +282,23 @@ TRANSACTIONS = {
         schema="Operation",
         answered=frozenset({200, 202}),
     ),
+    "update": Transaction(
+        "Bulk update",
+        "an extension of this server",
+        {
+            202: "an operation has started; its URL is in the body and in Location",
+            400: "the body is malformed, names what cannot be updated, or holds a value that its VR forbids",
+            403: _UNSAFE,
+            413: "the body has more than 1 MiB; nothing is updated",
+            415: "the media type of the body is not application/json; nothing is updated",
+            500: _BUG,
+            503: "Blob, Table or Queue Storage does not answer; Retry-After says when to try again",
+        },
+        produces=("application/json",),
+        consumes=("application/json",),
+        schema="OperationReference",
+        answered=frozenset({202}),
+    ),
     "health": Transaction(
         "Health",
         "an extension of this server",
