@@ -27,11 +27,14 @@ from tests.dicom_files import multipart
 HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 """A connection a request: the worker at the other end may have died since the last one."""
 
-_INSTANCES = """
-    SELECT partition_name, study_instance_uid, series_instance_uid, sop_instance_uid, version, size,
-           pack, document_offset, document_length, bulkdata_length, frames_length
+_VERSIONS = """
+    SELECT partition_name, study_instance_uid, series_instance_uid, sop_instance_uid, {of}.version, {of}.size,
+           {of}.pack, {of}.document_offset, {of}.document_length, {of}.bulkdata_length, {of}.frames_length,
+           '{of}' = 'original'
     FROM instance JOIN series USING (series_key) JOIN study ON study.study_key = series.study_key
     JOIN partition ON partition.partition_key = study.partition_key"""
+_INSTANCES = f"""{_VERSIONS.format(of="instance")} UNION ALL {_VERSIONS.format(of="original")}
+    JOIN original_instance original ON original.instance_key = instance.instance_key"""
 
 _MISCOUNTED = """
     SELECT 'study', study_key FROM study WHERE
@@ -45,10 +48,12 @@ _MISCOUNTED = """
 
 @dataclass
 class Found:
-    """What an audit has seen: the bytes and the metadata document of each instance."""
+    """What an audit has seen: the bytes and the metadata document of each instance, and of originals."""
 
     files: dict[InstanceKey, bytes] = field(default_factory=dict)
     documents: dict[InstanceKey, dict[str, Any]] = field(default_factory=dict)
+    originals: dict[InstanceKey, bytes] = field(default_factory=dict)
+    documents_of_originals: dict[InstanceKey, dict[str, Any]] = field(default_factory=dict)
 
 
 class WithStorage(Protocol):
@@ -101,7 +106,7 @@ def audit(server: WithStorage) -> Found:
             assert len(data) == row[5]
             ds = dcmread(DicomBytesIO(data), stop_before_pixels=True)
             assert (ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID) == row[1:4]
-            found.files[InstanceKey(*row[:4])] = data
+            (found.originals if row[11] else found.files)[InstanceKey(*row[:4])] = data
     by_pack: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         by_pack[names.pack_name(row[0], row[1], row[2], row[6])].append(row)
@@ -115,7 +120,8 @@ def audit(server: WithStorage) -> Found:
                 assert row[7] == end, f"{name} has dead bytes"
                 document = json.loads(data[end : end + row[8]])
                 assert document["00080018"]["Value"] == [row[3]]
-                found.documents[InstanceKey(*row[:4])] = document
+                documents = found.documents_of_originals if row[11] else found.documents
+                documents[InstanceKey(*row[:4])] = document
                 end += sum(row[8:11])
             assert end == sizes[name], f"{name} has dead bytes"
     with container(server, names.CACHE) as cache:
@@ -123,7 +129,8 @@ def audit(server: WithStorage) -> Found:
         assert made_from <= {(InstanceKey(*row[:4]), row[4]) for row in rows}
     assert query(server, _MISCOUNTED) == []
     assert query(server, "SELECT version FROM deleted_instance") == []
-    _audit_change_feed(server, {InstanceKey(*row[:4]): row[4] for row in rows})
+    assert query(server, "SELECT version FROM prepared_update") == []
+    _audit_change_feed(server, {InstanceKey(*row[:4]): row[4] for row in rows if not row[11]})
     return found
 
 

@@ -34,6 +34,18 @@ POINTS = {"operations.created", *COORDINATOR_POINTS, *STEP_POINTS}
 """Where operations may be cut off."""
 
 
+UPDATE_POINTS = (
+    "update.requested",
+    "update.rewritten",
+    "update.appended",
+    "update.prepared",
+    "update.in_transaction",
+    "update.committed",
+    "update.ended",
+)
+"""Where a bulk update may be cut off."""
+
+
 class Worker:
     """Receives the messages of both queues and hands them to the engine, as the triggers do."""
 

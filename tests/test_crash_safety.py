@@ -75,6 +75,7 @@ TESTED = {
     *INGEST_POINTS,
     "store.blocks_committed",
     *operations_harness.POINTS,  # by the tests of operations
+    *operations_harness.UPDATE_POINTS,  # by the tests of updates
 }
 
 

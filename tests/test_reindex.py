@@ -17,9 +17,11 @@ from shared.dicom.identifiers import InstanceKey
 from tests.audit import HTTP, Found, audit, clean, container, key_of, path_of, query, send
 from tests.conftest import ROOT, Server, StartServer
 from tests.dicom_files import make_file, real_files
+from tests.operations_harness import wait_for_end
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
+ORIGINAL = {"msdicom-request-original": "true"}
 LARGEST = 50_000
 """Bytes of the largest real file used here."""
 
@@ -42,8 +44,19 @@ def shown(server: Server, keys: list[InstanceKey]) -> dict[str, Any]:
         return {
             **{level: search(server, level) for level in ("studies", "series", "instances")},
             "files": {key: client.get(server.v2 + path_of(key), headers=whole).content for key in keys},
+            "originals": {
+                key: client.get(server.v2 + path_of(key), headers=whole | ORIGINAL).content for key in keys
+            },
             "metadata": {key: client.get(f"{server.v2}{path_of(key)}/metadata").json() for key in keys},
         }
+
+
+def update(server: Server, study: str, name: str) -> None:
+    """Give a study's patient another name, and wait for it."""
+    changes = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": name}]}}
+    body = {"studyInstanceUids": [study], "changeDataset": changes}
+    response = HTTP.post(f"{server.v2}/studies/$bulkUpdate", json=body)
+    assert wait_for_end(response.json()["href"])["status"] == "succeeded"
 
 
 def reindex(server: Server, sql_url: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +92,10 @@ def archive(start_server: StartServer) -> Server:
         key = key_of(file)
         after = make_file(study, key.series, key.instance, PatientName="Replaced", Modality="MR")
         send(server, after, method="PUT").raise_for_status()
+    updated = generate_uid()
+    send(server, make_file(updated), make_file(updated)).raise_for_status()
+    for name in ("Updated", "Updated^Again"):
+        update(server, updated, name)
     dropped = make_file()
     with container(server, names.INBOX) as inbox:
         inbox.upload_blob("dropped", dropped)
@@ -111,6 +128,9 @@ def test_a_rebuilt_database_shows_what_the_old_one_did(archive: Server, tmp_path
     after = audit(archive)
     assert after.files == before.files
     assert after.documents == before.documents
+    assert len(before.originals) == 2
+    assert after.originals == before.originals
+    assert after.documents_of_originals == before.documents_of_originals
 
 
 def test_a_database_that_is_not_empty_is_left_alone(archive: Server) -> None:

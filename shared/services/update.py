@@ -184,7 +184,7 @@ class _Run:
         goes on.
         """
         for begin in range(0, len(waiting), _BATCH):
-            if time.monotonic() > self._deadline:
+            if begin and time.monotonic() > self._deadline:
                 raise DependencyUnavailable("A study is so large that its update takes several runs.")
             batch = [(one, self._version()) for one in waiting[begin : begin + _BATCH]]
             results = await asyncio.gather(

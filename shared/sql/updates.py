@@ -447,10 +447,11 @@ def forget(connection: sa.Connection, before: str) -> None:
     connection.execute(sa.delete(u).where(u.c.committed < before))
 
 
-def add_originals(connection: sa.Connection, originals: Sequence[tuple[InstanceKey, Sequence[Any]]]) -> None:
-    """Originals found in Blob Storage (values of FILE_COLUMNS), of instances that have none yet."""
+def add_originals(connection: sa.Connection, originals: Sequence[NewInstance]) -> None:
+    """Originals found in Blob Storage, of instances that have none yet."""
     i, o = t.instance, t.original_instance
-    for key, columns in originals:
+    for original in originals:
+        key, place = original.key, original.place
         found = connection.execute(
             sa.select(i.c.instance_key, o.c.instance_key)
             .select_from(
@@ -466,6 +467,20 @@ def add_originals(connection: sa.Connection, originals: Sequence[tuple[InstanceK
                 i.c.sop_instance_uid == key.instance,
             )
         ).first()
-        if found is not None and found[1] is None:
-            row = dict(zip(FILE_COLUMNS, columns, strict=True))
-            connection.execute(sa.insert(o), {"instance_key": found[0], **row})
+        if found is None or found[1] is not None:
+            continue
+        row = {
+            "instance_key": found[0],
+            "version": original.version,
+            "size": original.size,
+            "transfer_syntax_uid": original.transfer_syntax,
+            "number_of_frames": original.number_of_frames,
+            "frame_offset": original.frame_offset,
+            "frame_bits": original.frame_bits,
+            "pack": place.pack,
+            "document_offset": place.offset,
+            "document_length": place.document_length,
+            "bulkdata_length": place.bulkdata_length,
+            "frames_length": place.frames_length,
+        }
+        connection.execute(sa.insert(o), row)

@@ -1,0 +1,330 @@
+"""An update that is cut off, comes twice or meets others: the outcome is exact, and no byte is left over.
+
+Steps run in this process, on real storage and a database of their own, so that each test decides where they
+end and what happens meanwhile. After each the timers run, and the audit counts every byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+
+from shared import container, faults
+from shared.blobs import names
+from shared.dicom.identifiers import DEFAULT_PARTITION, InstanceKey, Resource
+from shared.errors import DependencyUnavailable
+from shared.operations.operation import SUCCEEDED, Operation, Tally
+from shared.services import cleanup, delete, ingest, retrieve, store, update
+from shared.settings import settings
+from tests.audit import Found, audit, key_of, query
+from tests.conftest import _Storage
+from tests.dicom_files import make_file
+from tests.operations_harness import UPDATE_POINTS
+
+CACHED = (
+    settings,
+    container.database,
+    container.blob_store,
+    container.table_service,
+    container.state,
+    update._slots,
+)
+
+
+class Archive:
+    """A server's data without a server."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    async def clean(self) -> Found:
+        """Run the timers, then compare everything."""
+        await ingest.reconcile()
+        query(self, "UPDATE deleted_instance SET cleanup_after = ''")
+        await cleanup.clean_deleted()
+        await ingest.reconcile()
+        await cleanup.sweep_packs()
+        return await asyncio.to_thread(audit, self)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Storage]:
+    with contextlib.closing(_Storage(tmp_path_factory.mktemp("updates"))) as own:
+        yield own
+
+
+@pytest.fixture
+async def archive(
+    storage: _Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Archive]:
+    environment = {
+        "AzureWebJobsStorage": storage.azurite.connection_string,
+        "DICOM_SQL_URL": f"sqlite:///{tmp_path / 'dicom.db'}",
+        "DICOM_ORPHAN_GRACE_SECONDS": "0",
+        "DICOM_CLEANUP_DELAY_SECONDS": "0",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for cached in CACHED:
+        cached.cache_clear()
+    archive = Archive(environment)
+    yield archive
+    for (study,) in query(archive, "SELECT study_instance_uid FROM study"):
+        await delete.delete(Resource(DEFAULT_PARTITION, study))
+    await archive.clean()
+    container.database().close()
+    await container.blob_store().close()
+    await container.table_service().close()
+    for cached in CACHED:
+        cached.cache_clear()
+
+
+class Crash(BaseException):
+    """What ends a step as if its process had died."""
+
+
+async def one(file: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield file
+
+    yield chunks()
+
+
+async def keep(*files: bytes, replace: bool = False) -> None:
+    for file in files:
+        (outcome,) = await store.store(one(file), DEFAULT_PARTITION, replace=replace)
+        assert outcome.failure is None, outcome.message
+
+
+async def begin(study: str, name: str) -> Operation:
+    """What an update's request leaves behind for its steps."""
+    id = uuid.uuid4().hex
+    changes = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": name}]}}
+    body = json.dumps({"studyInstanceUids": [study], "changeDataset": changes}).encode()
+    await container.blob_store().upload(names.OPERATIONS, names.changes_name(id), body, {})
+    input = {"partition": DEFAULT_PARTITION, "studies": [study]}
+    return Operation(id, "update", SUCCEEDED, input, "", "")
+
+
+async def work(operation: Operation) -> Tally:
+    return await update.step(operation, 0, operation.input["studies"])
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, point: str, times: int) -> list[str]:
+    """Make the step end at ``point``, the first ``times`` times it comes there; the crashes there were."""
+    crashes: list[str] = []
+
+    def reached(name: str) -> None:
+        if name == point and len(crashes) < times:
+            crashes.append(name)
+            raise Crash
+
+    monkeypatch.setattr(faults, "point", reached)
+    return crashes
+
+
+def name_in(file: bytes) -> str:
+    return str(dcmread(io.BytesIO(file), stop_before_pixels=True).PatientName)
+
+
+def updates_in_feed(archive: Archive) -> int:
+    return len(query(archive, "SELECT 1 FROM change_feed WHERE action = 'update'"))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("point", UPDATE_POINTS[1:-1])
+async def test_a_step_that_is_cut_off_goes_on(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, point: str, times: int
+) -> None:
+    monkeypatch.setattr(update, "_BATCH", 2)
+    study, series = generate_uid(), generate_uid()
+    files = [make_file(study, series) for _ in range(4)] + [make_file(study)]
+    await keep(*files)
+    operation = await begin(study, "Roe^Richard")
+    crashes = crash_at(monkeypatch, point, times)
+    while True:
+        try:
+            tally = await work(operation)
+            break
+        except Crash:
+            found = await retrieve.find(Resource(DEFAULT_PARTITION, study))
+            assert len({s.version for s in found}) == len(files)
+            await ingest.reconcile()
+    assert crashes
+    assert tally == Tally(done=1)
+    assert await work(operation) == Tally(done=1)
+    assert await update.finish(operation, tally) == {"studyUpdated": 1, "instanceUpdated": 5}
+    assert await update.finish(operation, tally) == {"studyUpdated": 1, "instanceUpdated": 5}
+    assert await work(operation) == Tally(skipped=1)
+    found_now = await archive.clean()
+    assert [name_in(found_now.files[key_of(file)]) for file in files] == ["Roe^Richard"] * 5
+    assert {key: found_now.originals[key] for key in map(key_of, files)} == {key_of(f): f for f in files}
+    assert updates_in_feed(archive) == 5
+
+
+async def test_the_same_step_twice_at_once_updates_once(archive: Archive) -> None:
+    study = generate_uid()
+    files = [make_file(study) for _ in range(6)]
+    await keep(*files)
+    operation = await begin(study, "Roe^Richard")
+    await asyncio.gather(*(work(operation) for _ in range(3)))
+    found = await archive.clean()
+    assert {name_in(file) for file in found.files.values()} == {"Roe^Richard"}
+    assert found.originals == {key_of(file): file for file in files}
+    assert updates_in_feed(archive) == 6
+
+
+async def test_two_updates_of_a_study_take_turns(archive: Archive) -> None:
+    study = generate_uid()
+    files = [make_file(study) for _ in range(6)]
+    await keep(*files)
+    operations = [await begin(study, name) for name in ("First^Name", "Second^Name")]
+    await asyncio.gather(*map(work, operations))
+    found = await archive.clean()
+    assert len({name_in(file) for file in found.files.values()}) == 1
+    assert found.originals == {key_of(file): file for file in files}
+    assert updates_in_feed(archive) == 12
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Awaitable[object]]) -> None:
+    """Do something once, between the preparation and the commit."""
+    prepare = update._Run.prepare
+    todo = [action]
+
+    async def prepared(run: Any, waiting: Any) -> None:
+        await prepare(run, waiting)
+        if todo:
+            await todo.pop()()
+
+    monkeypatch.setattr(update._Run, "prepare", prepared)
+
+
+async def test_what_is_stored_meanwhile_changes_with_the_study(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, series = generate_uid(), generate_uid()
+    before, same_series, new_series = make_file(study, series), make_file(study, series), make_file(study)
+    await keep(before)
+    meanwhile(monkeypatch, lambda: keep(same_series, new_series))
+    operation = await begin(study, "Roe^Richard")
+    assert await work(operation) == Tally(done=1)
+    found = await archive.clean()
+    assert [name_in(file) for file in found.files.values()] == ["Roe^Richard"] * 3
+    assert found.originals == {key_of(file): file for file in (before, same_series, new_series)}
+
+
+async def test_what_is_replaced_meanwhile_changes_as_it_is_now(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = generate_uid()
+    before = make_file(study)
+    key = key_of(before)
+    after = make_file(study, key.series, key.instance, PatientID="OTHER")
+    await keep(before)
+    meanwhile(monkeypatch, lambda: keep(after, replace=True))
+    assert await work(await begin(study, "Roe^Richard")) == Tally(done=1)
+    found = await archive.clean()
+    assert dcmread(io.BytesIO(found.files[key])).PatientID == "OTHER"
+    assert name_in(found.files[key]) == "Roe^Richard"
+    assert found.originals == {key: after}
+
+
+async def test_what_is_deleted_meanwhile_stays_deleted(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = generate_uid()
+    gone, stays = make_file(study), make_file(study)
+    await keep(gone, stays)
+    meanwhile(monkeypatch, lambda: delete.delete(resource(key_of(gone))))
+    assert await work(await begin(study, "Roe^Richard")) == Tally(done=1)
+    found = await archive.clean()
+    assert list(found.files) == [key_of(stays)]
+
+
+def resource(key: InstanceKey) -> Resource:
+    return Resource(key.partition, key.study, key.series, key.instance)
+
+
+async def test_a_study_deleted_meanwhile_stays_deleted(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = generate_uid()
+    await keep(make_file(study), make_file(study))
+    meanwhile(monkeypatch, lambda: delete.delete(Resource(DEFAULT_PARTITION, study)))
+    operation = await begin(study, "Roe^Richard")
+    tally = await work(operation)
+    assert (tally.done, tally.failed) == (0, 1)
+    assert "deleted" in tally.errors[0]
+    found = await archive.clean()
+    assert found.files == {}
+    assert query(archive, "SELECT count(*) FROM deleted_instance") == [(0,)]
+
+
+async def test_an_instance_that_cannot_change_leaves_its_study_as_it_is(archive: Archive) -> None:
+    study = generate_uid()
+    files = [make_file(study) for _ in range(3)]
+    await keep(*files)
+    broken = key_of(files[1])
+    ((version,),) = query(archive, "SELECT version FROM instance WHERE sop_instance_uid = ?", broken.instance)
+    name = names.file_name(broken, version)
+    broken_file = files[1][:500] + b"\xff" * (len(files[1]) - 500)
+    await container.blob_store().upload(names.DICOM, name, broken_file, store.OURS)
+    operation = await begin(study, "Roe^Richard")
+    tally = await work(operation)
+    assert (tally.done, tally.failed) == (0, 1)
+    assert broken.instance in tally.errors[0]
+    assert updates_in_feed(archive) == 0
+    await container.blob_store().upload(names.DICOM, name, files[1], store.OURS)
+    found = await archive.clean()
+    assert sorted(found.files.values()) == sorted(files)
+    assert found.originals == {}
+
+
+async def test_a_large_study_takes_several_runs(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "_BATCH", 2)
+    monkeypatch.setattr(update, "_RUN_SECONDS", -1)
+    study = generate_uid()
+    await keep(*(make_file(study) for _ in range(7)))
+    operation = await begin(study, "Roe^Richard")
+    runs = 0
+    versions: set[str] = set()
+    while True:
+        try:
+            tally = await work(operation)
+            break
+        except DependencyUnavailable:
+            runs += 1
+            prepared = {row[0] for row in query(archive, "SELECT version FROM prepared_update")}
+            assert versions < prepared
+            versions = prepared
+            assert updates_in_feed(archive) == 0
+    assert runs == 3
+    assert tally == Tally(done=1)
+    assert updates_in_feed(archive) == 7
+
+
+async def test_an_update_that_ends_early_leaves_nothing(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = generate_uid()
+    files = [make_file(study) for _ in range(3)]
+    await keep(*files)
+    operation = await begin(study, "Roe^Richard")
+    crash_at(monkeypatch, "update.prepared", 1)
+    with pytest.raises(Crash):
+        await work(operation)
+    canceled = Operation(operation.id, "update", "canceled", operation.input, "", "")
+    assert await update.finish(canceled, Tally(skipped=1)) == {"studyUpdated": 0, "instanceUpdated": 0}
+    found = await archive.clean()
+    assert sorted(found.files.values()) == sorted(files)
+    assert updates_in_feed(archive) == 0
