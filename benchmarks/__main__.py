@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks import peers
 from benchmarks.data import ct_series
+from benchmarks.retrieval import Retrieval
 
 OURS, PLAIN, ORTHANC = "this server", "plain blobs", "Orthanc"
 FILES, PER_REQUEST, CLIENTS, READERS = 200, 10, 4, 4
@@ -97,6 +98,9 @@ class Bench:
             "Store, 200 CT of 0.5 MB, 4 clients, 10 a request", "files/s", "≥ 0.7 of plain uploads"
         )
         self.frames = Measure("Frames of 0.5 MB, one a request, 4 clients", "frames/s", "≥ 5 x Orthanc")
+        self.frames_of_8 = Measure(
+            "Frames of 0.5 MB, one a request, 8 clients", "frames/s", "≥ 0.6 of plain ranged reads"
+        )
         self.metadata = Measure("Series metadata, 200 instances", "requests/s", "≥ 5 x Orthanc")
         self.series = Measure("Whole series of 100 MB", "MB/s", "≥ 0.7 of plain downloads")
         self.search = Measure("Study search", "ms", "≤ 1.5 x Orthanc")
@@ -133,6 +137,7 @@ class Bench:
             urls = [f"{base}/{series}/instances/{uid}/frames/1" for uid in uids]
             jobs = [lambda u=u: self._get(u, octets) for u in urls]
             self.frames.add(subject, FILES / await timed(spread(jobs, READERS)))
+            self.frames_of_8.add(subject, FILES / await timed(spread(jobs, 2 * READERS)))
             times = [await timed(self._get(f"{base}/{series}/metadata", json_type)) for _ in range(5)]
             self.metadata.add(subject, 1 / statistics.median(times))
             self.series.add(subject, size / 1e6 / await timed(self._get(f"{base}/{series}", dicom)))
@@ -142,6 +147,7 @@ class Bench:
         length = 512 * 512 * 2
         ranges = [lambda n=n: self._download(n, 4096, length) for n in names]
         self.frames.add(PLAIN, FILES / await timed(spread(ranges, READERS)))
+        self.frames_of_8.add(PLAIN, FILES / await timed(spread(ranges, 2 * READERS)))
         wholes = [lambda n=n: self._download(n, 0, None) for n in names]
         self.series.add(PLAIN, size / 1e6 / await timed(spread(wholes, READERS)))
 
@@ -157,7 +163,7 @@ class Bench:
 
     def measures(self) -> list[Measure]:
         """All of them, in the order of the report."""
-        return [self.store, self.frames, self.metadata, self.series, self.search]
+        return [self.store, self.frames, self.frames_of_8, self.metadata, self.series, self.search]
 
 
 def import_time() -> float:
@@ -170,10 +176,10 @@ def import_time() -> float:
     return statistics.median(float(run.stdout) for run in runs)
 
 
-async def run(rounds: int, workers: int) -> tuple[list[Measure], float]:
-    """All measures, after a round that does not count."""
+async def run(rounds: int, workers: int) -> tuple[list[Measure], list[Sequence[str]], float]:
+    """All measures, after a round that does not count, and the rows of comparisons."""
     with ExitStack() as stack, Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("Benchmarks", total=rounds + 2)
+        task = progress.add_task("Benchmarks", total=2 * rounds + 3)
         imported = import_time()
         progress.advance(task)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dicom-bench-")))
@@ -199,7 +205,13 @@ async def run(rounds: int, workers: int) -> tuple[list[Measure], float]:
             for _ in range(rounds):
                 await bench.round()
                 progress.advance(task)
-        return bench.measures(), imported
+            retrieval = Retrieval(http, ours, blobs, spread)
+            await retrieval.prepare()
+            progress.advance(task)
+            for number in range(1, rounds + 1):
+                await retrieval.round(number)
+                progress.advance(task)
+        return bench.measures(), [COMPARED, *retrieval.rows()], imported
 
 
 def report(measures: Sequence[Measure], imported: float) -> list[list[str]]:
@@ -222,15 +234,16 @@ def report(measures: Sequence[Measure], imported: float) -> list[list[str]]:
 
 
 HEADINGS = ["", OURS, PLAIN, ORTHANC, "ratio to plain", "ratio to Orthanc", "aim"]
-_MARKS = "<!-- results -->", "<!-- end of results -->"
+COMPARED = ["", "one way (ms)", "another way (ms)", "ratio", "aim"]
 
 
-def write(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """Replace the table between the marks of ``docs/benchmarks.md``."""
-    lines = ["| " + " | ".join(row) + " |" for row in [HEADINGS, ["---"] * len(HEADINGS), *rows]]
+def write(rows: Sequence[Sequence[str]], path: Path, name: str) -> None:
+    """Replace the table between the marks ``name`` of a page; the first row is its headings."""
+    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = path.read_text()
-    before, after = text.split(_MARKS[0])[0], text.split(_MARKS[1])[1]
-    path.write_text(f"{before}{_MARKS[0]}\n" + "\n".join(lines) + f"\n{_MARKS[1]}{after}")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
 
 
 def main() -> None:
@@ -239,16 +252,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
-    measures, imported = asyncio.run(run(options.rounds, options.workers))
-    rows = report(measures, imported)
-    table = Table(*HEADINGS)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    measures, compared, imported = asyncio.run(run(options.rounds, options.workers))
+    measured = [HEADINGS, *report(measures, imported)]
+    for rows in (measured, compared):
+        table = Table(*rows[0])
+        for row in rows[1:]:
+            table.add_row(*row)
+        Console().print(table)
     if ORTHANC not in measures[0].values:
         Console().print("Orthanc was not found: apt-get install orthanc orthanc-dicomweb adds it.")
     if options.write:
-        write(rows, peers.ROOT / "docs" / "benchmarks.md")
+        page = peers.ROOT / "docs" / "benchmarks.md"
+        write(measured, page, "results")
+        write(compared, page, "comparisons")
 
 
 if __name__ == "__main__":
