@@ -184,6 +184,7 @@ def _storage(data: Path) -> Iterator[dict[str, str]]:
                 **os.environ,
                 "AzureWebJobsStorage": azurite.connection_string,
                 "DICOM_SQL_URL": os.environ.get("DICOM_SQL_URL") or f"sqlite:///{data / 'dicom.db'}",
+                "DICOM_SECRETS_FOLDER": os.environ.get("DICOM_SECRETS_FOLDER") or str(data / "secrets"),
             }
             if _run(str(Environment(ROOT).python), "-m", "devhost.prepare", environment=environment):
                 raise Problem("The storage containers could not be created; see the message above.")

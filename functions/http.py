@@ -261,6 +261,19 @@ def wants_original(request: Request) -> bool:
     return given == "true"
 
 
+async def json_body(request: Request, limit: int) -> bytes:
+    """The body of a request that takes JSON. Raises UnsupportedMediaType and PayloadTooLarge."""
+    given = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if given != "application/json":
+        raise errors.UnsupportedMediaType("The body must be application/json.")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise errors.PayloadTooLarge(f"The body is larger than {limit} bytes.")
+    return bytes(body)
+
+
 def content_length(length: int | None) -> dict[str, str]:
     """The header of a body whose length may be known."""
     return {} if length is None else {"Content-Length": str(length)}

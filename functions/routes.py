@@ -36,6 +36,7 @@ FRAMES_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/frames/
 BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}"
 
 WADO_URI = "wado"
+EXPORT = "export"
 
 PARTITIONS = "v2/partitions"
 CHANGE_FEED = "v2/changefeed"

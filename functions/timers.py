@@ -39,12 +39,13 @@ async def reconcile_blobs(timer: func.TimerRequest) -> None:
 @blueprint.function_name("tend_operations")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_OPERATIONS_SCHEDULE%", use_monitor=True)
 async def tend_operations(timer: func.TimerRequest) -> None:
-    """Wake operations that have stalled, and forget those that ended long ago."""
+    """Wake operations that have stalled, and forget those that ended long ago and secrets left behind."""
     revived = await services.operations.revive()
     removed = await services.operations.remove_old()
     await services.update.forget()
-    if revived or removed:
-        log.info("Woke %d operations; forgot %d.", revived, removed)
+    swept = await services.export.sweep()
+    if revived or removed or swept:
+        log.info("Woke %d operations; forgot %d; removed %d secrets.", revived, removed, swept)
 
 
 @blueprint.function_name("evict_cached_frames")

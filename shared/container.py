@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.errors import DependencyUnavailable
 from shared.settings import settings
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from shared.operations.state import State
     from shared.operations.table import OperationTable
     from shared.security.roles import Roles
+    from shared.security.secrets import SecretStore
     from shared.security.tokens import TokenValidator
     from shared.sql.engine import Database
 
@@ -111,3 +113,19 @@ def roles() -> Roles:
     from shared.security.roles import Roles
 
     return Roles.load(Path(__file__).parents[1] / settings().roles_file)
+
+
+@cache
+def secret_store() -> SecretStore:
+    """Azure Key Vault where ``DICOM_KEY_VAULT_URI`` names one, else an encrypted folder of this machine.
+
+    Raises DependencyUnavailable in Azure without a vault: instances share no folder there.
+    """
+    from shared.security import secrets
+
+    config = settings()
+    if config.key_vault_uri:
+        return secrets.key_vault(config.key_vault_uri, credential())
+    if config.azure_instance_id:
+        raise DependencyUnavailable("The server has no secret store: DICOM_KEY_VAULT_URI is not set.")
+    return secrets.EncryptedFolder(Path(config.secrets_folder), config.secrets_key)

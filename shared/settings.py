@@ -36,6 +36,14 @@ class Settings(BaseSettings):
     operation_days: int = Field(30, alias="DICOM_OPERATION_DAYS", ge=1)
     orphan_grace_seconds: int = Field(3600, alias="DICOM_ORPHAN_GRACE_SECONDS", ge=0)
     cache_bytes: int = Field(10_737_418_240, alias="DICOM_CACHE_BYTES", ge=0)
+    key_vault_uri: str = Field("", alias="DICOM_KEY_VAULT_URI")
+    secrets_folder: str = Field(".data/secrets", alias="DICOM_SECRETS_FOLDER")
+    secrets_key: str = Field("", alias="DICOM_SECRETS_KEY")
+    storage_hosts: str = Field(
+        "*.blob.core.windows.net *.blob.core.usgovcloudapi.net *.blob.core.chinacloudapi.cn "
+        "*.blob.storage.azure.net",
+        alias="DICOM_STORAGE_HOSTS",
+    )
 
 
 @cache

@@ -160,7 +160,7 @@ class _Storage:
         self.azurite.close()
 
 
-def _environment(azurite: Azurite, sql_url: str) -> dict[str, str]:
+def _environment(azurite: Azurite, sql_url: str, folder: Path) -> dict[str, str]:
     """What a server under test is started with.
 
     Deleted bytes go at the next clean-up. Unreferenced blobs keep their grace of an hour, because a
@@ -172,6 +172,7 @@ def _environment(azurite: Azurite, sql_url: str) -> dict[str, str]:
         **os.environ,
         "AzureWebJobsStorage": azurite.connection_string,
         "DICOM_SQL_URL": sql_url,
+        "DICOM_SECRETS_FOLDER": str(folder / "secrets"),
         "DICOM_BLOB_TRIGGER_SOURCE": "LogsAndContainerScan",
         "DICOM_CLEANUP_DELAY_SECONDS": "0",
         "DICOM_ORPHAN_GRACE_SECONDS": "3600",
@@ -185,7 +186,7 @@ def server(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The app on the session's storage and database, with two HTTP workers."""
     folder = tmp_path_factory.mktemp("server")
     sql_url = os.environ.get("DICOM_TEST_SQL_URL") or f"sqlite:///{folder / 'dicom.db'}"
-    running = Server(_environment(azurite, sql_url), folder / "server.log")
+    running = Server(_environment(azurite, sql_url, folder), folder / "server.log")
     yield running
     running.stop()
 
@@ -239,7 +240,7 @@ def start_server(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> 
             folder = tmp_path_factory.mktemp("server")
             storage = _Storage(folder / "azurite") if own_storage else None
             sql_url = f"sqlite:///{folder / 'dicom.db'}"
-            variables = _environment(storage.azurite if storage else azurite, sql_url) | environment
+            variables = _environment(storage.azurite if storage else azurite, sql_url, folder) | environment
             try:
                 running = Server(
                     variables, folder / "server.log", workers=workers, root=root, storage=storage

@@ -226,6 +226,13 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("update", 400): lambda s: bulk_update(s, []),
     ("update", 413): lambda s: s.client.post("/v2/studies/$bulkUpdate", content=b" " * 2**21),
     ("update", 415): lambda s: s.post(b"{}", path="/v2/studies/$bulkUpdate"),
+    ("export", 400): lambda s: s.client.post("/v2/export", json={"source": {}}),
+    ("export", 413): lambda s: s.client.post(
+        "/v2/export", content=b" " * (2**21 + 1), headers={"Content-Type": "application/json"}
+    ),
+    ("export", 415): lambda s: s.client.post(
+        "/v2/export", content=b"<a/>", headers={"Content-Type": "text/xml"}
+    ),
     ("health", 200): lambda s: s.client.get("/health/check"),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }
@@ -233,6 +240,7 @@ ELSEWHERE = {
     ("read_latest_change", 204),
     ("partitions", 204),
     *(("operations", status) for status in (200, 202)),
+    ("export", 202),
     *(("cancel_operation", status) for status in (200, 202, 409)),
 }
 """Provoked by a test of its own, like every 401, 403 and 503."""

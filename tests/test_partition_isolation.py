@@ -19,7 +19,9 @@ import function_app  # noqa: F401 - registers the functions
 from functions import http
 from tests.audit import audit, clean
 from tests.conftest import StartServer
+from tests.export_target import Target
 from tests.isolation import Tenant, Uids, feed, named, tenants
+from tests.operations_harness import wait_for_end
 
 DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 OCTETS = 'multipart/related; type="application/octet-stream"'
@@ -142,6 +144,23 @@ def no_such_operation(method: str) -> Probe:
     return probe
 
 
+def export(tenant: Tenant, uids: Uids) -> None:
+    """What an export writes, by identifiers and by a query; deletes at the same time let it skip some."""
+    target = Target(tenant.server.environment["AzureWebJobsStorage"])
+    sources = (
+        {"type": "identifiers", "settings": {"values": [uids.study]}},
+        {"type": "query", "settings": {"query": f"series?SeriesInstanceUID={uids.series}"}},
+    )
+    where = {"type": "azureblob", "settings": target.by_connection()}
+    body = {"source": random.choice(sources), "destination": where}
+    started = httpx.post(f"{tenant.root}/export", json=body, timeout=60)
+    assert started.status_code == 202, started.text
+    assert wait_for_end(started.json()["href"], 120)["status"] == "succeeded"
+    for name, data in target.blobs().items():
+        if name.endswith(".dcm"):
+            tenant.look_at("application/dicom", data)
+
+
 READS: dict[str, Probe] = {
     "retrieve_study": retrieve(lambda u: u.study_path),
     "retrieve_series": retrieve(lambda u: u.series_path),
@@ -166,6 +185,7 @@ READS: dict[str, Probe] = {
     "search_series_instances": search(lambda u: f"{u.series_path}/instances"),
     "search_instances": search(lambda u: "instances"),
     "retrieve_by_wado_uri": wado_uri,
+    "export_instances": export,
     "read_change_feed": change_feed,
     "read_latest_change": latest_change,
     "list_partitions": without_instances("v2/partitions"),

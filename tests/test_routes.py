@@ -22,6 +22,7 @@ INSTANCE = f"{SERIES}/instances/6.7"
 PATHS = {
     ("GET", "studies"): "search_studies",
     ("POST", "studies"): "store_instances",
+    ("POST", "export"): "export_instances",
     ("PUT", "studies"): "upsert_instances",
     ("GET", f"studies/{STUDY}"): "retrieve_study",
     ("POST", f"studies/{STUDY}"): "store_study_instances",

@@ -5,6 +5,7 @@
     dicom      {hash3}/{partition}/{study}/{series}/{sop}/{version}.dcm
     metadata   {hash3}/{partition}/{study}/{series}/{pack}.pack
     cache      {hash3}/{partition}/{study}/{series}/{sop}/{version}/{content}
+    operations {operation}/{what}                  input too large for a table row, outcomes of steps
 
 ``hash3`` is derived from partition, study and series; it spreads load and keeps a series together. A
 ``version`` is unique and sorts by the time it was made. Azure refuses or mangles path segments that
@@ -115,6 +116,31 @@ def is_changes_name(name: str) -> bool:
 
 def _version_prefix(key: InstanceKey, version: str) -> str:
     return f"{_series_prefix(key.partition, key.study, key.series)}/{_escape(key.instance)}/{version}"
+
+
+def operation_prefix(operation: str) -> str:
+    """What the names of an operation's blobs in container ``operations`` begin with."""
+    return f"{operation}/"
+
+
+def operation_blob(operation: str, what: str) -> str:
+    """A blob of an operation in container ``operations``."""
+    return f"{operation_prefix(operation)}{what}"
+
+
+def exported_file(operation: str, study: str, series: str, instance: str) -> str:
+    """Name of an exported file in the destination's container: the ancestor's layout."""
+    return f"{operation}/results/{_escape(study)}/{_escape(series)}/{_escape(instance)}.dcm"
+
+
+def exported_errors(operation: str) -> str:
+    """Name of an export's log of failures in the destination's container."""
+    return f"{operation}/errors.log"
+
+
+def exported_metadata(operation: str, step: int) -> str:
+    """Name of a step's part of the table of metadata in the destination's container."""
+    return f"{operation}/metadata/part-{step:08d}.parquet"
 
 
 def _series_prefix(partition: str, study: str, series: str) -> str:

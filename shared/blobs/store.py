@@ -126,6 +126,16 @@ class BlobStore:
             client = self._container(container).get_blob_client(name)
             await client.upload_blob(data, overwrite=True, metadata=metadata)
 
+    async def create(self, container: str, name: str, data: bytes) -> bool:
+        """Write a blob in one request unless there is one of that name; whether it was written."""
+        async with _translated():
+            client = self._container(container).get_blob_client(name)
+            try:
+                await client.upload_blob(data, overwrite=False)
+            except ResourceExistsError:
+                return False
+            return True
+
     async def stage_block(self, container: str, name: str, number: int, data: bytes) -> None:
         """Send block ``number`` of a blob; nothing is visible before :meth:`commit_blocks`."""
         async with _translated():
@@ -331,7 +341,7 @@ class BlobStore:
             except ResourceNotFoundError as error:
                 raise PackMissing(name) from error
             except HttpResponseError as error:
-                if _error_code(error) == "BlockCountExceedsLimit":
+                if error_code(error) == "BlockCountExceedsLimit":
                     raise PackFull(name) from error
                 raise
             return int(str(result["blob_append_offset"]))
@@ -355,11 +365,12 @@ def _block_id(number: int) -> str:
     return base64.b64encode(f"{number:08d}".encode()).decode()
 
 
-def _error_code(error: HttpResponseError) -> str:
+def error_code(error: HttpResponseError) -> str:
+    """The service's name of what went wrong, as in ``ContainerNotFound``."""
     code = getattr(error, "error_code", "")
     if not code:
         code = getattr(error.response, "headers", {}).get("x-ms-error-code", "")
-    return str(code).rpartition(".")[2]
+    return str(getattr(code, "value", code))  # the client knows some of them as members of an enumeration
 
 
 @contextlib.asynccontextmanager
@@ -368,7 +379,7 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except ResourceNotFoundError as error:
-        if _error_code(error) == "ContainerNotFound":
+        if error_code(error) == "ContainerNotFound":
             raise ContainerMissing("Blob Storage lacks a container; try again later.") from error
         raise BlobNotFound from error
     except ClientAuthenticationError as error:

@@ -16,6 +16,7 @@ _MODULES = frozenset(
         "change_feed",
         "cleanup",
         "delete",
+        "export",
         "frame_cache",
         "health",
         "inbox",

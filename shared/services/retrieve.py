@@ -275,6 +275,20 @@ async def around_pixel_data(stored: StoredInstance) -> Surroundings | None:
     return Surroundings(header, before[: -12 if explicit else -8], pixels, after)
 
 
+async def all_elements(stored: StoredInstance) -> bytes:
+    """The data set of an instance without pixel data, in the stored syntax, inflated where that deflates.
+
+    Raises NotAcceptable where that is too much to hold.
+    """
+    _, elements = await _head(stored, None)
+    return elements
+
+
+def value_bytes(stored: StoredInstance, entry: BulkData) -> AsyncIterator[bytes]:
+    """The bytes of a bulk value as they are stored, inflated where the syntax deflates."""
+    return _dataset(stored, entry.offset, entry.length)
+
+
 async def read_document(stored: StoredInstance) -> dict[str, Any]:
     """The instance's metadata as a DICOM JSON object, its bulk data by relative names."""
     document: dict[str, Any] = orjson.loads(await read_document_text(stored))

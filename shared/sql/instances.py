@@ -165,11 +165,15 @@ FILE_COLUMNS = (
 
 
 def find_instances(
-    connection: sa.Connection, resource: Resource, original: bool = False
+    connection: sa.Connection,
+    resource: Resource,
+    original: bool = False,
+    among: Collection[str] | None = None,
 ) -> list[StoredInstance]:
     """The instances of a study, a series or one instance, in order of storing; one statement.
 
-    ``original`` gives of each instance that has been updated the version before its first update.
+    ``original`` gives of each instance that has been updated the version before its first update;
+    ``among`` are SOP Instance UIDs: those of them alone.
     """
     i, o = t.instance, t.original_instance
     columns: list[sa.ColumnElement[Any]] = [i.c[name] for name in FILE_COLUMNS]
@@ -194,6 +198,15 @@ def find_instances(
     )
     if original:
         statement = statement.outerjoin(o, o.c.instance_key == i.c.instance_key)
+    if among is not None:
+        # Their keys first: SQLite would rather walk the partition in the order asked for.
+        named, partition = i.alias("named"), t.partition
+        own = sa.select(partition.c.partition_key).where(partition.c.partition_name == resource.partition)
+        keys = sa.select(named.c.instance_key).where(
+            named.c.partition_key == own.scalar_subquery().correlate(None),
+            named.c.sop_instance_uid.in_(sa.select(uid_table(sorted(among)).c.value)),
+        )
+        statement = statement.where(i.c.instance_key.in_(keys))
     return [
         stored_instance(
             InstanceKey(resource.partition, row[0], row[1], row[2]),

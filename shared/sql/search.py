@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from shared.dicom.attributes import Attribute, Level, Matching
+from shared.dicom.identifiers import Resource
 from shared.dicom.search_terms import Between, Equal, Like, Moment, SearchQuery, Term, Within, Words
 from shared.sql import tables
 from shared.sql.engine import uid_table
@@ -116,6 +117,22 @@ def statement(query: SearchQuery) -> sa.Select[Any]:
     key = _KEYS[query.level]
     rows = _with_parents(page.join(key.table, key == page.c[key.name]), query.level, set(Level))
     return sa.select(*columns).select_from(rows).order_by(key.desc())
+
+
+def matching_instances(resource: Resource, terms: Sequence[Term]) -> tuple[sa.FromClause, list[Condition]]:
+    """Instances joined to their series and studies, and the conditions for those that ``terms`` match."""
+    query = SearchQuery(Level.INSTANCE, resource, tuple(terms))
+    partition = _partition_key(resource.partition)
+    conditions = [_TABLES[level].c.partition_key == partition for level in _anchors(query)]
+    for uid, column in (
+        (resource.study, tables.study.c.study_instance_uid),
+        (resource.series, tables.series.c.series_instance_uid),
+        (resource.instance, tables.instance.c.sop_instance_uid),
+    ):
+        if uid:
+            conditions.append(column == uid)
+    rows = _with_parents(tables.instance, Level.INSTANCE, set(Level))
+    return rows, conditions + _conditions(terms, partition)
 
 
 def _with_parents(rows: sa.FromClause, level: Level, wanted: set[Level]) -> sa.FromClause:

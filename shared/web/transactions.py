@@ -299,6 +299,25 @@ TRANSACTIONS = {
         schema="OperationReference",
         answered=frozenset({202}),
     ),
+    "export": Transaction(
+        "Export",
+        "an extension of this server",
+        {
+            202: "the export has begun; Location says where to follow it",
+            400: "the body, an identifier, the query, an option or the partition is malformed, or the "
+            "destination cannot be written to",
+            403: _UNSAFE,
+            413: "the body is larger than 2 MiB",
+            415: "the body is not application/json",
+            500: _BUG,
+            503: "storage, the secret store or the destination does not answer; Retry-After says when to try "
+            "again",
+        },
+        produces=("application/json",),
+        consumes=("application/json",),
+        schema="OperationReference",
+        answered=frozenset({202}),
+    ),
     "health": Transaction(
         "Health",
         "an extension of this server",
