@@ -35,7 +35,7 @@ START_SECONDS = 90
 def main() -> int:
     """The command line; the exit code."""
     options, rest = _parser().parse_known_args()
-    if rest and options.command not in ("test", "bench", "load", "reindex"):
+    if rest and options.command not in ("test", "bench", "load", "export", "reindex"):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("load", help="upload files and folders by STOW-RS", add_help=False)
     command.set_defaults(action=load)
+
+    command = commands.add_parser(
+        "export", help="export instances to a container of Blob Storage", add_help=False
+    )
+    command.set_defaults(action=export)
 
     command = commands.add_parser("check", help="formatter, linter and type checker")
     command.set_defaults(action=check)
@@ -126,6 +131,11 @@ def test(_options: argparse.Namespace, rest: list[str]) -> int:
 def load(_options: argparse.Namespace, rest: list[str]) -> int:
     """Upload files to a running server."""
     return _run(_set_up(azurite=False), "-m", "devhost.load", *rest)
+
+
+def export(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Export instances of a running server."""
+    return _run(_set_up(azurite=False), "-m", "devhost.export", *rest)
 
 
 def check(_options: argparse.Namespace, _rest: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +21,10 @@ from devhost import load
 from devhost.azurite import Installation, free_ports
 from devhost.load import File, batches, describe, find_files, read_outcomes
 from devhost.setup import Environment, Problem, Screen, exclusive
+from tests import dicom_files
 from tests.conftest import ROOT, Server
+from tests.export_target import Target
+from tests.partition import Partition
 
 DEV = str(ROOT / "dev.py")
 
@@ -61,13 +66,13 @@ def dev(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_commands_need_the_standard_library_alone() -> None:
     ended = dev("--help")
     assert ended.returncode == 0, ended.stderr
-    for command in ("run", "test", "load", "check", "bench", "reindex"):
+    for command in ("run", "test", "load", "export", "check", "bench", "reindex"):
         assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
 
 
 def test_commands_are_documented() -> None:
     text = (ROOT / "docs" / "develop.md").read_text()
-    for command in ("run", "test", "load", "check", "bench", "reindex"):
+    for command in ("run", "test", "load", "export", "check", "bench", "reindex"):
         assert f"python3 dev.py {command}" in text
 
 
@@ -220,6 +225,46 @@ def test_sample_studies_are_the_same_every_time(tmp_path: Path) -> None:
     uids = [load.describe(path).uid for path in first]
     assert uids == [load.describe(path).uid for path in second]
     assert len(set(uids)) == len(uids)
+
+
+# --- export ------------------------------------------------------------------------------------------
+
+
+def run_export(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "devhost.export", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def test_export_follows_the_operation_and_sums_up(server: Server, azurite: Any) -> None:
+    partition, target = Partition(server), Target(azurite.connection_string)
+    patients = [dicom_files.make_file(PatientID="X-1") for _ in range(2)]
+    partition.keep(*patients, dicom_files.make_file(BurnedInAnnotation="YES"))
+    common = ("--url", server.url, "--partition", partition.name)
+    where = ("--to", target.connection, "--container", target.name)
+    ended = run_export("--query", "studies?PatientID=X-1", *where, *common, "--parquet")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "succeeded: 2 exported, 0 skipped" in ended.stdout
+    uri = str(target.sas()["blobContainerUri"])
+    ended = run_export("--query", "studies", "--retain", "retainUids", *common, DICOM_EXPORT_TO=uri)
+    assert ended.returncode == 1
+    assert "succeeded: 2 exported, 1 skipped" in ended.stdout
+    assert "BurnedInAnnotation" in ended.stdout
+    assert f"{target.client.url}/" in ended.stdout
+    assert "sig=" not in ended.stdout + ended.stderr
+    assert len([name for name in target.blobs() if name.endswith(".dcm")]) == 4
+
+
+def test_export_says_in_one_sentence_why_there_is_none(server: Server) -> None:
+    refused = run_export("1.2.3", "--to", "https://example.org/c?sig=1", "--url", server.url)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "DICOM_STORAGE_HOSTS" in refused.stderr
+    nobody = run_export("1.2.3", "--to", "x", "--url", f"http://127.0.0.1:{free_ports()[0]}")
+    assert nobody.returncode == 2
+    assert "No server answers" in nobody.stderr
+    assert run_export("1.2.3", "--url", server.url, DICOM_EXPORT_TO="").returncode == 2
+    assert run_export("--to", "x", "--url", server.url).returncode == 2
 
 
 # --- a server's life -------------------------------------------------------------------------------
