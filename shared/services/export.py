@@ -30,6 +30,7 @@ from shared.dicom import stored_terms
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.dicom.search_terms import Term
 from shared.errors import Conflict, DependencyUnavailable, InvalidRequest, NotFound
+from shared.operations.operation import MAX_STEPS
 from shared.security.secrets import SecretNotFound
 from shared.services import exported, metadata_table, operations
 from shared.services.operations import Json, Operation, OperationFailed, Page, Tally
@@ -156,20 +157,45 @@ async def plan(operation: Operation, cursor: str) -> Page:
         return Page([], None)
     resources = _resources(source)
     at, after = map(int, cursor.split(":")) if cursor else (0, 0)
-    items: list[Json] = []
-    sizes: list[int] = []
+    planned = _Planned()
     for _ in range(_PAGE_STATEMENTS):
-        if at == len(resources) or len(items) >= _PAGE:
+        room = _PAGE - planned.count
+        if at == len(resources) or not room:
             break
-        limit = _PAGE - len(items)
-        found = await container.database().read(index.page, resources[at], source.terms, after, limit)
+        found = await container.database().read(index.page, resources[at], source.terms, after, room)
         if not found and not after and source.identifiers:
-            items.append({"missing": "/".join(source.identifiers[at])})
-            sizes.append(0)
-        items += [[one.key.study, one.key.series, one.key.instance] for one in found]
-        sizes += [one.size for one in found]
-        at, after = (at, found[-1].place) if len(found) == limit else (at + 1, 0)
-    return Page(_steps(items, sizes), f"{at}:{after}" if at < len(resources) else None)
+            missing = {"missing": "/".join(source.identifiers[at])}
+            if not planned.add(missing, 0):
+                return Page(planned.steps, f"{at}:{after}")
+        for one in found:
+            if not planned.add([one.key.study, one.key.series, one.key.instance], one.size):
+                return Page(planned.steps, f"{at}:{after}")
+            after = one.place
+        if len(found) < room:
+            at, after = at + 1, 0
+    return Page(planned.steps, f"{at}:{after}" if at < len(resources) else None)
+
+
+class _Planned:
+    """Steps of up to so many instances and bytes; a larger instance has one of its own."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[Json]] = []
+        self.count = 0
+        self._size = 0
+
+    def add(self, item: Json, size: int) -> bool:
+        """Whether there was room for an item."""
+        full = not self.steps or len(self.steps[-1]) == _STEP_INSTANCES or self._size + size > _STEP_BYTES
+        if full and len(self.steps) == MAX_STEPS:
+            return False
+        if full:
+            self.steps.append([])
+            self._size = 0
+        self.steps[-1].append(item)
+        self._size += size
+        self.count += 1
+        return True
 
 
 async def _source(operation: Operation) -> Source | None:
@@ -186,19 +212,6 @@ def _resources(source: Source) -> list[Resource]:
     if source.identifiers:
         return [Resource(source.partition, *uids) for uids in source.identifiers]
     return [Resource(source.partition, source.study, source.series)]
-
-
-def _steps(items: Sequence[Json], sizes: Sequence[int]) -> list[list[Json]]:
-    """Steps of up to so many instances and bytes; a larger instance has one of its own."""
-    steps: list[list[Json]] = []
-    size = 0
-    for item, length in zip(items, sizes, strict=True):
-        if not steps or len(steps[-1]) == _STEP_INSTANCES or size + length > _STEP_BYTES:
-            steps.append([])
-            size = 0
-        steps[-1].append(item)
-        size += length
-    return steps
 
 
 # --- a step ------------------------------------------------------------------------------------------
