@@ -11,6 +11,7 @@ from __future__ import annotations
 BASE = "v2"
 PARTITION_BASE = "v2/partitions/{partition}"
 
+PATIENTS = "patients"
 STUDIES = "studies"
 STUDY = "studies/{study}"
 BULK_UPDATE = "studies/$bulkUpdate"
@@ -38,6 +39,7 @@ BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}
 WADO_URI = "wado"
 EXPORT = "export"
 
+CAPABILITIES = "v2"
 PARTITIONS = "v2/partitions"
 CHANGE_FEED = "v2/changefeed"
 CHANGE_FEED_LATEST = "v2/changefeed/latest"

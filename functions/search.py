@@ -1,6 +1,8 @@
-"""Search (QIDO-RS, PS3.18 §10.6): ``GET`` of studies, series and instances at six paths."""
+"""Search (QIDO-RS, PS3.18 §10.6): ``GET`` of studies, series and instances at six paths, and of patients."""
 
 from __future__ import annotations
+
+from urllib.parse import quote, urlencode
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
@@ -12,6 +14,12 @@ from shared.services.access import Action
 from shared.web import accept
 
 blueprint = func.Blueprint()
+
+
+@http.route(blueprint, routes.PATIENTS, ["GET", "HEAD"], action=Action.READ)
+async def search_patients(request: Request) -> Response:
+    """Patients that have studies."""
+    return await _search(request, "PATIENT")
 
 
 @http.route(blueprint, routes.STUDIES, ["GET", "HEAD"], action=Action.READ)
@@ -56,15 +64,31 @@ async def _search(request: Request, level: str) -> Response:
     import orjson
 
     from shared.dicom.attributes import Level
-    from shared.web.query_params import search_query
+    from shared.web import query_params
 
     media_type = accept.accepts(http.accepted(request), "application/dicom+json", "application/json")
     if not media_type:
         raise NotAcceptable("A search answers with application/dicom+json.")
     resource = http.resource(request)
     parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "accept"]
-    query = search_query(Level[level], resource, parameters)
-    found = await services.search.search(query, http.service_root(request, resource.partition))
-    if not found:
-        return Response(status_code=204)
-    return await http.json_response(request, orjson.dumps(found), media_type)
+    asked = query_params.search_request(Level[level], resource, parameters)
+    root = http.service_root(request, resource.partition)
+    page = await services.search.search(asked.query, root, asked.count)
+    if page.results:
+        response = await http.json_response(request, orjson.dumps(page.results), media_type)
+    else:
+        response = Response(status_code=204)
+    if page.total is not None:
+        response.headers["X-Total-Count"] = str(page.total)
+    if page.last is not None:
+        position = query_params.cursor(asked, page.last)
+        response.headers["Link"] = f'<{_next_page(request, position)}>; rel="next"'
+        response.headers["Warning"] = '299 - "There are additional results that can be requested."'
+    return response
+
+
+def _next_page(request: Request, cursor: str) -> str:
+    """The URL of this search with its next page; what else the client asked for stays as it is."""
+    kept = [pair for pair in request.query_params.multi_items() if pair[0] not in ("cursor", "offset")]
+    query = urlencode([*kept, ("cursor", cursor)], quote_via=quote)
+    return f"{http.base_url(request)}{request.url.path}?{query}"

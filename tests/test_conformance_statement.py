@@ -234,6 +234,8 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
         "/v2/export", content=b"<a/>", headers={"Content-Type": "text/xml"}
     ),
     ("health", 200): lambda s: s.client.get("/health/check"),
+    ("retrieve_capabilities", 200): lambda s: s.client.options("/v2"),
+    ("retrieve_capabilities", 406): lambda s: s.client.get("/v2", headers=NO_SUCH_TYPE),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }
 ELSEWHERE = {

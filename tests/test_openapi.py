@@ -11,12 +11,13 @@ import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from shared.dicom.attributes import ATTRIBUTES, Level
+from shared.dicom.attributes import Level, by_path
+from shared.dicom.search_terms import is_known
 from shared.web import openapi, query_params
 from tests.app_functions import http_functions
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = {"get", "head", "post", "put", "delete", "patch"}
+METHODS = {"get", "head", "options", "post", "put", "delete", "patch"}
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +85,20 @@ def test_errors_are_problems_and_head_has_no_bodies(document: dict[str, Any]) ->
 
 @pytest.mark.parametrize(
     ("path", "level"),
-    [("/v2/studies", Level.STUDY), ("/v2/series", Level.SERIES), ("/v2/instances", Level.INSTANCE)],
+    [
+        ("/v2/patients", Level.PATIENT),
+        ("/v2/studies", Level.STUDY),
+        ("/v2/series", Level.SERIES),
+        ("/v2/instances", Level.INSTANCE),
+    ],
 )
 def test_searches_take_the_attributes_of_their_level(
     document: dict[str, Any], path: str, level: Level
 ) -> None:
     names = query_names(document, path)
-    attributes = {a.keyword for a in ATTRIBUTES if a.matching is not None and a.level <= level}
-    assert names == attributes | {"limit", "offset", "fuzzymatching", "includefield"}
+    attributes = {a.keyword for a in by_path().values() if is_known(a, level)}
+    options = {"limit", "offset", "cursor", "orderby", "count", "fuzzymatching", "includefield"}
+    assert names == attributes | options | {"TimezoneOffsetFromUTC"}
 
 
 def test_the_limit_of_a_search_is_the_one_enforced(document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ STUDY = "1.2.3"
 SERIES = f"{STUDY}/series/4.5"
 INSTANCE = f"{SERIES}/instances/6.7"
 PATHS = {
+    ("GET", "patients"): "search_patients",
     ("GET", "studies"): "search_studies",
     ("POST", "studies"): "store_instances",
     ("POST", "export"): "export_instances",
@@ -55,6 +56,8 @@ PATHS = {
 }
 """Of the Studies service, relative to its base."""
 WHOLE_PATHS = {
+    ("GET", "v2"): "retrieve_capabilities",
+    ("OPTIONS", "v2"): "retrieve_capabilities",
     ("GET", "v2/partitions"): "list_partitions",
     ("GET", "v2/changefeed"): "read_change_feed",
     ("GET", "v2/changefeed/latest"): "read_latest_change",
@@ -106,7 +109,11 @@ def test_every_template_is_used_and_every_studies_route_has_both_forms() -> None
         for name, value in vars(routes).items()
         if name.isupper() and name not in ("BASE", "PARTITION_BASE")
     }
-    whole = {value for value in constants if value.startswith((f"{routes.BASE}/", "health/"))}
+    whole = {
+        value
+        for value in constants
+        if value == routes.BASE or value.startswith((f"{routes.BASE}/", "health/"))
+    }
     expected = set(whole)
     for value in constants - whole:
         expected |= {f"{routes.BASE}/{value}", f"{routes.PARTITION_BASE}/{value}"}

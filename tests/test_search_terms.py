@@ -133,16 +133,20 @@ def test_moments(keyword: str, value: str, low: str | None, high: str | None) ->
 def test_date_times(
     value: str, low: str | None, high: str | None, low_utc: str | None, high_utc: str | None
 ) -> None:
-    assert parse("AcquisitionDateTime", value) == Within(
-        attribute("AcquisitionDateTime"),
-        Moment(low, low_utc) if low else None,
-        Moment(high, high_utc) if high else None,
-    )
+    found = parse("AcquisitionDateTime", value)
+    assert isinstance(found, Within)
+    bounds = (found.low, found.high)
+    assert [(b.local, b.utc) if b else None for b in bounds] == [
+        (low, low_utc) if low else None,
+        (high, high_utc) if high else None,
+    ]
+    assert found.low is None or found.low.reach <= found.low.local
+    assert found.high is None or found.high.reach >= found.high.local
 
 
 def test_a_time_zone_of_the_query_is_that_of_date_times_which_have_none() -> None:
     moment = attribute("AcquisitionDateTime")
-    expected = Moment("20200101120000.000000", "20200101110000.000000")
+    expected = Moment("20200101120000.000000", "20200101110000.000000", "20191231210000.000000")
     for value in ("20200101120000.000000", "20200101120000.000000+0100"):
         assert parse_term(moment, f"{value}-", time_zone="+0100") == Within(moment, expected, None)
 

@@ -15,8 +15,9 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 
 class Level(IntEnum):
-    """The resource level an attribute is kept at; patient attributes are kept at the study."""
+    """The level of a resource. Attributes are kept at the lower three: those of the patient at the study."""
 
+    PATIENT = 0
     STUDY = 1
     SERIES = 2
     INSTANCE = 3

@@ -90,6 +90,17 @@ def instant(value: str, time_zone: str = "", fill: str = "0") -> str | None:
     return _date_time(value, fill, time_zone)
 
 
+def reach(local: str, utc: str, hours: int) -> str:
+    """How far what is written may lie from an instant: ``hours`` from it, or ``local`` if that is farther."""
+    moment = datetime.strptime(utc, "%Y%m%d%H%M%S.%f")
+    try:
+        moment += timedelta(hours=hours)
+    except OverflowError:
+        return "0" if hours < 0 else "99999"
+    shifted = f"{moment.year:04d}{moment:%m%d%H%M%S}.{moment.microsecond:06d}"
+    return min(local, shifted) if hours < 0 else max(local, shifted)
+
+
 def offset(value: str) -> str:
     """A time zone ``+HHMM`` or ``-HHMM``, or empty where ``value`` is none (PS3.3 §C.12.1.1.8)."""
     return value.strip() if _OFFSET.fullmatch(value.strip()) else ""

@@ -26,6 +26,7 @@ MAX_ALTERNATIVES = 32
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _TRAILING_ANY = re.compile(r"(\^\**)+$")
+_FARTHEST_ZONE = 14  # hours (PS3.5 §6.2, DT)
 _HYPHEN = re.compile("-")
 
 
@@ -68,10 +69,15 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A date-time of a query: as it is written, and in UTC where its time zone is known."""
+    """A date-time of a query: as it is written, and in UTC where its time zone is known.
+
+    ``reach`` bounds what values may say that are beyond it, whatever their time zone: an index has the values
+    as they are written.
+    """
 
     local: str
     utc: str | None
+    reach: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +95,29 @@ class Within:
 Term = Equal | Like | Words | Between | Within
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One key that results are sorted by: an attribute that has a column."""
+
+    attribute: Attribute
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the order of a search's results: the sort values and the key of the result before it."""
+
+    values: tuple[str | int | None, ...]
+    key: int
+
+
 @dataclass(frozen=True)
 class SearchQuery:
     """One QIDO-RS search.
 
     ``resource`` restricts it to a study or series; ``requested`` holds the tags that were matched or
-    named by ``includefield``, ``include_all`` is ``includefield=all``.
+    named by ``includefield``, ``include_all`` is ``includefield=all``. Results are in the order of ``order``,
+    then the newest first; the page begins ``after`` a position, or at ``offset``.
     """
 
     level: Level
@@ -104,12 +127,16 @@ class SearchQuery:
     include_all: bool = False
     limit: int = 100
     offset: int = 0
+    order: tuple[Order, ...] = ()
+    after: Position | None = None
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """The levels whose default attributes are returned: the target's and its parents', but for
         those the path names (PS3.18 §10.6.3.3).
         """
+        if self.level is Level.PATIENT:
+            return ()
         first = (
             Level.INSTANCE if self.resource.series else Level.SERIES if self.resource.study else Level.STUDY
         )
@@ -118,6 +145,8 @@ class SearchQuery:
     @property
     def returned(self) -> tuple[Attribute, ...]:
         """The attributes of a result that come from the table, in the order of their tags."""
+        if self.level is Level.PATIENT:
+            return tuple(sorted((a for a in at_level(Level.STUDY) if a.patient), key=lambda a: a.tag))
         chosen = {
             attribute.tag: attribute
             for level in self.levels
@@ -129,6 +158,11 @@ class SearchQuery:
             if attribute is not None and attribute.level <= self.level:
                 chosen[tag] = attribute
         return tuple(chosen[tag] for tag in sorted(chosen))
+
+    @property
+    def not_indexed(self) -> frozenset[str]:
+        """The tags that were asked for and are in no row of the table: they are read from the metadata."""
+        return self.requested - by_tag().keys() if self.level is not Level.PATIENT else frozenset()
 
 
 def tag_of(name: str) -> str | None:
@@ -161,9 +195,23 @@ def searchable(path: str, level: Level, query_tags: Mapping[str, Attribute] | No
     if path == "00080060" and level is Level.STUDY:
         path = "00080061"
     attribute = by_path().get(path) or (query_tags or {}).get(path)
-    if attribute is None or attribute.level > level:
+    if attribute is None or not is_known(attribute, level):
         name = ".".join(map(name_of, path.split(".")))
         raise InvalidRequest(f"{name} cannot be searched for at the {level.name.lower()} level.")
+    return attribute
+
+
+def is_known(attribute: Attribute, level: Level) -> bool:
+    """Whether what is found at ``level`` has the attribute."""
+    return attribute.patient if level is Level.PATIENT else attribute.level <= level
+
+
+def sortable(path: str, level: Level) -> Attribute:
+    """The attribute by which results of ``level`` are sorted. Raises InvalidRequest where they cannot be."""
+    attribute = by_path().get(path)
+    if attribute is None or not attribute.column or attribute.computed or not is_known(attribute, level):
+        name = ".".join(map(name_of, path.split(".")))
+        raise InvalidRequest(f"{level.name.capitalize()} results cannot be sorted by {name}.")
     return attribute
 
 
@@ -296,6 +344,10 @@ def _range(attribute: Attribute, first: str, last: str, time_zone: str) -> Term:
         return Between(attribute, low, high)
     return Within(
         attribute,
-        Moment(low, normalise.instant(first, time_zone, "0")) if low else None,
-        Moment(high, normalise.instant(last, time_zone, "9")) if high else None,
+        _moment(low, normalise.instant(first, time_zone, "0"), -_FARTHEST_ZONE) if low else None,
+        _moment(high, normalise.instant(last, time_zone, "9"), _FARTHEST_ZONE) if high else None,
     )
+
+
+def _moment(local: str, utc: str | None, hours: int) -> Moment:
+    return Moment(local, utc, normalise.reach(local, utc, hours) if utc else local)

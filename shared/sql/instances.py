@@ -179,7 +179,46 @@ def find_instances(
     columns: list[sa.ColumnElement[Any]] = [i.c[name] for name in FILE_COLUMNS]
     if original:
         columns = [sa.func.coalesce(o.c[name], i.c[name]) for name in FILE_COLUMNS] + [o.c.version]
-    statement = (
+    statement = _with_parents(columns).where(_addressed(resource)).order_by(i.c.instance_key)
+    if original:
+        statement = statement.outerjoin(o, o.c.instance_key == i.c.instance_key)
+    if among is not None:
+        # Their keys first: SQLite would rather walk the partition in the order asked for.
+        named, partition = i.alias("named"), t.partition
+        own = sa.select(partition.c.partition_key).where(partition.c.partition_name == resource.partition)
+        keys = sa.select(named.c.instance_key).where(
+            named.c.partition_key == own.scalar_subquery().correlate(None),
+            named.c.sop_instance_uid.in_(sa.select(uid_table(sorted(among)).c.value)),
+        )
+        statement = statement.where(i.c.instance_key.in_(keys))
+    return [
+        _of_row(resource.partition, row, original and row[17] is not None)
+        for row in connection.execute(statement)
+    ]
+
+
+def last_instances(
+    connection: sa.Connection, partition: str, level: Level, keys: Sequence[int]
+) -> dict[int, StoredInstance]:
+    """Of each study, series or instance (by its key) the instance that was added to it last."""
+    i, other = t.instance, t.instance.alias("other")
+    owner = {Level.STUDY: i.c.study_key, Level.SERIES: i.c.series_key, Level.INSTANCE: i.c.instance_key}
+    given = uid_table([str(key) for key in keys])
+    newest = sa.select(sa.func.max(other.c.instance_key)).where(
+        other.c[owner[level].name] == sa.cast(given.c.value, sa.BigInteger)
+    )
+    last = sa.select(newest.correlate(given).scalar_subquery()).select_from(given)
+    columns: list[sa.ColumnElement[Any]] = [*(i.c[name] for name in FILE_COLUMNS), owner[level]]
+    statement = _with_parents(columns).where(
+        t.partition.c.partition_name == partition, i.c.instance_key.in_(last)
+    )
+    return {int(row[17]): _of_row(partition, row) for row in connection.execute(statement)}
+
+
+def _with_parents(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+    """Rows of instances for :func:`_of_row`: what is of them and their parents, then ``columns``."""
+    i = t.instance
+    return (
         sa.select(
             t.study.c.study_instance_uid,
             t.series.c.series_instance_uid,
@@ -193,31 +232,12 @@ def find_instances(
         .join(t.study, t.study.c.partition_key == t.partition.c.partition_key)
         .join(t.series, t.series.c.study_key == t.study.c.study_key)
         .join(i, i.c.series_key == t.series.c.series_key)
-        .where(_addressed(resource))
-        .order_by(i.c.instance_key)
     )
-    if original:
-        statement = statement.outerjoin(o, o.c.instance_key == i.c.instance_key)
-    if among is not None:
-        # Their keys first: SQLite would rather walk the partition in the order asked for.
-        named, partition = i.alias("named"), t.partition
-        own = sa.select(partition.c.partition_key).where(partition.c.partition_name == resource.partition)
-        keys = sa.select(named.c.instance_key).where(
-            named.c.partition_key == own.scalar_subquery().correlate(None),
-            named.c.sop_instance_uid.in_(sa.select(uid_table(sorted(among)).c.value)),
-        )
-        statement = statement.where(i.c.instance_key.in_(keys))
-    return [
-        stored_instance(
-            InstanceKey(resource.partition, row[0], row[1], row[2]),
-            row[6:17],
-            row[3] or "",
-            row[4],
-            row[5] or "",
-            original and row[17] is not None,
-        )
-        for row in connection.execute(statement)
-    ]
+
+
+def _of_row(partition: str, row: Sequence[Any], original: bool = False) -> StoredInstance:
+    key = InstanceKey(partition, row[0], row[1], row[2])
+    return stored_instance(key, row[6:17], row[3] or "", row[4], row[5] or "", original)
 
 
 def stored_instance(key: InstanceKey, columns: Sequence[Any], *others: Any) -> StoredInstance:

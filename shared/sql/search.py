@@ -1,33 +1,33 @@
 """QIDO-RS searches in SQL: one statement a search, whatever is asked.
 
-The statement finds the keys of a page in an inner query that indexes can answer alone, newest first,
-and joins the rows of that page, so that their JSON is read for a page and never for all that match.
+The statement finds the keys of a page in an inner query that indexes can answer alone, in the order of the
+results, and joins the rows of that page, so that their JSON is read for a page and never for all that match.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from shared.dicom.attributes import Attribute, Level, Matching
+from shared.dicom.attributes import Level
 from shared.dicom.identifiers import Resource
-from shared.dicom.search_terms import Between, Equal, Like, Moment, SearchQuery, Term, Within, Words
-from shared.sql import tables
-from shared.sql.engine import uid_table
+from shared.dicom.search_terms import Equal, Position, SearchQuery, Term
+from shared.sql import matching, tables
+from shared.sql.matching import Condition, Partition, Values, key_of, level_of, table_of, unindexed
 
-_TABLES = {Level.STUDY: tables.study, Level.SERIES: tables.series, Level.INSTANCE: tables.instance}
-_KEYS: dict[Level, sa.Column[int]] = {
-    Level.STUDY: tables.study.c.study_key,
-    Level.SERIES: tables.series.c.series_key,
-    Level.INSTANCE: tables.instance.c.instance_key,
-}
-_ESCAPE = "!"
 
-Condition = sa.ColumnElement[bool]
+@dataclass(frozen=True, slots=True)
+class PatientRow:
+    """A patient and how much there is of it; ``attributes`` is DICOM JSON."""
+
+    key: int
+    attributes: str
+    number_of_studies: int
+    number_of_series: int
+    number_of_instances: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +63,75 @@ class InstanceRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One result: the rows of its level and of the levels above."""
+    """One result below the patients: the rows of its level and of those above, and its place in the order."""
 
+    position: Position
     study: StudyRow
     series: SeriesRow | None = None
     instance: InstanceRow | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FoundPatient:
+    """One result of a search for patients."""
+
+    position: Position
+    patient: PatientRow
+
+
 def search(connection: sa.Connection, query: SearchQuery) -> list[Found]:
-    """A page of what ``query`` matches, newest first."""
-    return [_found(query.level, row) for row in connection.execute(statement(query))]
+    """A page of studies, series or instances."""
+    return [_found(query, row) for row in connection.execute(statement(query))]
 
 
-def _found(level: Level, row: sa.Row[Any]) -> Found:
-    values: tuple[Any, ...] = tuple(row)
+def _found(query: SearchQuery, row: sa.Row[Any]) -> Found:
+    position, values = _position(query, row)
     return Found(
+        position,
         StudyRow(*values[:6]),
-        SeriesRow(*values[6:10]) if level >= Level.SERIES else None,
-        InstanceRow(*values[10:]) if level is Level.INSTANCE else None,
+        SeriesRow(*values[6:10]) if query.level >= Level.SERIES else None,
+        InstanceRow(*values[10:]) if query.level is Level.INSTANCE else None,
     )
 
 
+def _position(query: SearchQuery, row: sa.Row[Any]) -> tuple[Position, tuple[Any, ...]]:
+    """Where the row is in the order, and its columns after those that say so."""
+    values: tuple[Any, ...] = tuple(row)
+    count = len(query.order) + 1
+    return Position(values[1:count], int(values[0])), values[count:]
+
+
+def search_patients(connection: sa.Connection, query: SearchQuery) -> list[FoundPatient]:
+    """A page of patients; what there is of each is counted for those of the page alone."""
+    found = []
+    for row in connection.execute(patient_statement(query)):
+        position, values = _position(query, row)
+        found.append(FoundPatient(position, PatientRow(*values)))
+    return found
+
+
+def count(connection: sa.Connection, query: SearchQuery) -> int:
+    """How many results the search has on all its pages."""
+    return int(connection.execute(count_statement(query)).scalar_one())
+
+
+def count_statement(query: SearchQuery) -> sa.Select[Any]:
+    """The statement of :func:`count`."""
+    matching_keys = _keys(query).subquery("matching")
+    return sa.select(sa.func.count()).select_from(matching_keys)
+
+
 def statement(query: SearchQuery) -> sa.Select[Any]:
-    """The statement of a search: the columns of the rows above, level by level."""
+    """The statement of a search: the place in the order, then the columns of the rows, level by level."""
     page = _page(query).subquery("page")
     study, series, instance = tables.study, tables.series, tables.instance
     needed = {attribute.level for attribute in query.returned if not attribute.computed}
 
     def attributes(level: Level) -> sa.ColumnElement[str]:
-        return _TABLES[level].c.attributes if level in needed else sa.literal_column("'{}'", sa.Text())
+        return table_of(level).c.attributes if level in needed else sa.literal_column("'{}'", sa.Text())
 
     columns: list[sa.ColumnElement[Any]] = [
+        *page.c,
         study.c.study_key,
         study.c.study_instance_uid,
         study.c.number_of_series,
@@ -114,277 +152,209 @@ def statement(query: SearchQuery) -> sa.Select[Any]:
             instance.c.transfer_syntax_uid,
             attributes(Level.INSTANCE).label("instance_attributes"),
         ]
-    key = _KEYS[query.level]
-    rows = _with_parents(page.join(key.table, key == page.c[key.name]), query.level, set(Level))
-    return sa.select(*columns).select_from(rows).order_by(key.desc())
+    key = key_of(query.level)
+    rows = _with_parents(page.join(key.table, key == page.c.result_key), query.level, set(Level))
+    return sa.select(*columns).select_from(rows).order_by(*_order(query, list(page.c)))
 
 
-def matching_instances(resource: Resource, terms: Sequence[Term]) -> tuple[sa.FromClause, list[Condition]]:
-    """Instances joined to their series and studies, and the conditions for those that ``terms`` match."""
-    query = SearchQuery(Level.INSTANCE, resource, tuple(terms))
-    partition = _partition_key(resource.partition)
-    conditions = [_TABLES[level].c.partition_key == partition for level in _anchors(query)]
-    for uid, column in (
-        (resource.study, tables.study.c.study_instance_uid),
-        (resource.series, tables.series.c.series_instance_uid),
-        (resource.instance, tables.instance.c.sop_instance_uid),
-    ):
-        if uid:
-            conditions.append(column == uid)
-    rows = _with_parents(tables.instance, Level.INSTANCE, set(Level))
-    return rows, conditions + _conditions(terms, partition)
+def patient_statement(query: SearchQuery) -> sa.Select[Any]:
+    """The statement of a search for patients."""
+    page = _page(query).subquery("page")
+    patient, study = tables.patient, tables.study
+
+    def of_studies(what: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        found = sa.select(what).where(study.c.patient_key == patient.c.patient_key)
+        return found.correlate(patient).scalar_subquery()
+
+    columns = [
+        *page.c,
+        patient.c.patient_key,
+        patient.c.attributes,
+        of_studies(sa.func.count()).label("number_of_studies"),
+        of_studies(sa.func.sum(study.c.number_of_series)).label("number_of_series"),
+        of_studies(sa.func.sum(study.c.number_of_instances)).label("number_of_instances"),
+    ]
+    rows = page.join(patient, patient.c.patient_key == page.c.result_key)
+    return sa.select(*columns).select_from(rows).order_by(*_order(query, list(page.c)))
 
 
 def _with_parents(rows: sa.FromClause, level: Level, wanted: set[Level]) -> sa.FromClause:
     """``rows`` of ``level`` joined to those of their parents that are ``wanted``."""
     for parent in sorted(wanted):
-        if parent < level:
-            key = _KEYS[parent]
-            rows = rows.join(key.table, key == _TABLES[level].c[key.name])
+        if Level.PATIENT < parent < level:
+            key = key_of(parent)
+            rows = rows.join(key.table, key == table_of(level).c[key.name])
     return rows
 
 
+# --- the page --------------------------------------------------------------------------------------------
+
+
 def _page(query: SearchQuery) -> sa.Select[Any]:
-    """The keys of the page."""
+    """The keys of the page and what they are sorted by."""
+    keys = _keys(query)
+    columns = list(keys.selected_columns)
+    if query.after is not None:
+        keys = keys.where(_is_after(query, columns, query.after))
+    few = {term.attribute for term in _plan(query).drivers if matching.selectivity(term) < matching.WIDE}
+    for number, order in enumerate(query.order, 1):
+        if few and order.attribute not in few:
+            # Few rows are found and then sorted: SQLite would rather read all in the order of the page.
+            columns[number] = unindexed(columns[number].element, type_=columns[number].type)
+    return keys.order_by(*_order(query, columns)).limit(query.limit).offset(query.offset)
+
+
+def matching_instances(resource: Resource, terms: Sequence[Term]) -> tuple[sa.FromClause, list[Condition]]:
+    """Instances joined to their series and studies, and the conditions for those that ``terms`` match."""
+    query = SearchQuery(Level.INSTANCE, resource, tuple(terms))
+    rows = _with_parents(tables.instance, Level.INSTANCE, set(Level))
+    return rows, _conditions(query, replace(_plan(query), leads=False))[0]
+
+
+def _conditions(query: SearchQuery, plan: _Plan) -> tuple[list[Condition], Values | None]:
+    """What rows must fulfil, and the rows of ``attribute_value`` that lead to them where the plan says so."""
     partition = _partition_key(query.resource.partition)
-    anchors = _anchors(query)
-    conditions = [_TABLES[level].c.partition_key == partition for level in anchors]
-    if query.resource.study:
-        conditions.append(tables.study.c.study_instance_uid == query.resource.study)
-    if query.resource.series:
-        conditions.append(tables.series.c.series_instance_uid == query.resource.series)
-    conditions += _conditions(query.terms, partition)
-    used = anchors | {term.attribute.level for term in query.terms}
+    conditions = [table_of(level).c.partition_key == partition for level in sorted(plan.anchors)]
+    for uid, column in (
+        (query.resource.study, tables.study.c.study_instance_uid),
+        (query.resource.series, tables.series.c.series_instance_uid),
+        (query.resource.instance, tables.instance.c.sop_instance_uid),
+    ):
+        if uid:
+            conditions.append(column == uid)
+    for term in query.terms:
+        if not term.attribute.in_values:
+            level = level_of(term.attribute, query.level)
+            indexed = term in plan.drivers or level not in plan.anchors or bool(query.resource.study)
+            conditions.append(matching.column_condition(term, query.level, partition, indexed))
+    leading: Values | None = None
+    for group in matching.by_item(query.terms):
+        if plan.drivers.isdisjoint(group):
+            conditions.append(matching.owner_has(group, query.level, partition))
+        elif plan.leads:
+            first = sorted(group, key=lambda term: term not in plan.drivers)
+            leading = matching.values_of(first, partition)
+        else:
+            conditions.append(matching.among_owners(group, query.level, partition))
+    return conditions, leading
+
+
+def _keys(query: SearchQuery) -> sa.Select[Any]:
+    """The keys of all that matches, with what they are sorted by."""
+    plan = _plan(query)
+    conditions, leading = _conditions(query, plan)
+    used = set(plan.anchors) | {level_of(term.attribute, query.level) for term in query.terms}
+    used |= {level_of(order.attribute, query.level) for order in query.order}
     if query.resource.series:
         used.add(Level.SERIES)
-    key = _KEYS[query.level]
+    key = key_of(query.level)
+    if leading is None:
+        rows = _with_parents(key.table, query.level, used)
+        columns = [key.label("result_key"), *(_sort_columns(query))]
+        return sa.select(*columns).select_from(rows).where(*conditions)
+    owner = leading.first.c.owner_key
+    rows = _with_parents(leading.rows.join(key.table, key == owner), query.level, used)
     return (
-        sa.select(key)
-        .select_from(_with_parents(key.table, query.level, used))
-        .where(*conditions)
-        .order_by(key.desc())
-        .limit(query.limit)
-        .offset(query.offset)
+        sa.select(owner.label("result_key"))
+        .distinct()
+        .select_from(rows)
+        .where(leading.condition, *conditions)
     )
 
 
-def _anchors(query: SearchQuery) -> set[Level]:
-    """The tables that are restricted to the partition, and so may be entered by their indexes.
+@dataclass(frozen=True)
+class _Plan:
+    """How a search is entered.
 
-    Every index begins with the partition. SQLite keeps no statistics unless asked to, and would as soon
-    enter by the modality of all series as by the identifier of one patient; so only the tables are left
-    to it that promise the fewest rows: those whose UIDs are given, else the highest with a condition.
-    The other tables are joined by keys, which never cross partitions.
+    ``anchors`` are the tables restricted to the partition; ``drivers`` the terms whose indexes may be used
+    there; ``leads`` says that the rows of ``attribute_value`` come first, in the order of the page.
     """
+
+    anchors: frozenset[Level]
+    drivers: frozenset[Term] = frozenset()
+    leads: bool = False
+
+
+def _plan(query: SearchQuery) -> _Plan:
     if query.resource.study:
-        return {Level.STUDY}
-    unique = [term for term in query.terms if _is_unique(term.attribute)]
-    if unique:
-        return {term.attribute.level for term in unique if isinstance(term, Equal) and len(term.values) == 1}
-    return {min((term.attribute.level for term in query.terms), default=query.level)}
+        return _Plan(frozenset({Level.STUDY}))
+    ranked = sorted(query.terms, key=lambda term: (matching.selectivity(term), term.attribute.level))
+    best = matching.selectivity(ranked[0]) if ranked else None
+    if best is None:
+        return _Plan(frozenset({query.order[0].attribute.level if query.order else query.level}))
+    if best == matching.UNIQUE:
+        return _by_uids([term for term in ranked if matching.selectivity(term) == best])
+    driver = ranked[0]
+    if best == matching.COMMON:
+        # Many rows have the value: they are met soon in the order of the page, at the level of the page.
+        here = [term for term in ranked if matching.selectivity(term) == best and _is_here(term, query)]
+        if not here:
+            return _Plan(frozenset({query.level}))
+        driver = here[0]
+    if driver.attribute.in_values:
+        leads = matching.is_exact(driver) and _is_here(driver, query) and not query.order
+        return _Plan(frozenset(), frozenset({driver}), leads)
+    return _Plan(frozenset({level_of(driver.attribute, query.level)}), frozenset({driver}))
 
 
-def _is_unique(attribute: Attribute) -> bool:
-    return attribute.matching is Matching.UID and attribute.keyword != "SOPClassUID"
+def _by_uids(terms: Sequence[Term]) -> _Plan:
+    """Those of one UID are entered by it; lists of UIDs bring their partition along."""
+    single = {term.attribute.level for term in terms if isinstance(term, Equal) and len(term.values) == 1}
+    return _Plan(frozenset(single), frozenset(terms))
 
 
-def _partition_key(name: str) -> sa.ScalarSelect[int]:
+def _is_here(term: Term, query: SearchQuery) -> bool:
+    """Whether a term is about the results themselves and not about what they belong to."""
+    return level_of(term.attribute, query.level) is query.level and (
+        query.level is not Level.PATIENT or not term.attribute.in_values
+    )
+
+
+def _partition_key(name: str) -> Partition:
     partition = tables.partition
     return sa.select(partition.c.partition_key).where(partition.c.partition_name == name).scalar_subquery()
 
 
-def _conditions(terms: Sequence[Term], partition: sa.ScalarSelect[int]) -> list[Condition]:
-    """One for each term, but for terms of the same sequence, which one item must fulfil together
-    (PS3.4 §C.2.2.2.6)."""
-    conditions: list[Condition] = []
-    of_items: dict[tuple[Level, str], list[Term]] = {}
-    for term in terms:
-        attribute = term.attribute
-        if not attribute.in_values:
-            conditions.append(_condition(term, partition))
-            continue
-        group = attribute.tag if len(attribute.tags) > 1 else attribute.value_name
-        of_items.setdefault((attribute.level, group), []).append(term)
-    return conditions + [_has_values(group, partition) for group in of_items.values()]
+# --- the order -------------------------------------------------------------------------------------------
 
 
-def _condition(term: Term, partition: sa.ScalarSelect[int]) -> Condition:
-    attribute = term.attribute
-    if attribute.keyword == "ModalitiesInStudy" and isinstance(term, Like):
-        return _has_modality(term.patterns)
-    if isinstance(term, Equal) and len(term.values) > 1 and _is_unique(attribute):
-        return _one_of(attribute, [str(value) for value in term.values], partition)
-    columns, name = _TABLES[attribute.level].c, attribute.column
-    return _matches(term, _Columns(columns[name], columns.get(f"{name}_words"), columns.get(f"{name}_utc")))
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Where the indexed forms of an attribute are; the latter two for names and date-times."""
-
-    value: sa.ColumnElement[Any]
-    words: sa.ColumnElement[str] | None
-    utc: sa.ColumnElement[str] | None
-
-
-def _matches(term: Term, columns: _Columns) -> Condition:
-    match term:
-        case Equal(values=(value,)):
-            return columns.value == value
-        case Equal(values=values):
-            return columns.value.in_(sa.select(uid_table([str(value) for value in values]).c.value))
-        case Between(low=low, high=high):
-            return _between(columns.value, low, high)
-        case Within():
-            return _within(term, columns)
-        case Like(patterns=patterns):
-            return _like(columns.value, patterns)
-        case Words(words=words, patterns=patterns):
-            assert columns.words is not None
-            return _words(columns.words, words) | _like(columns.value, patterns)
-
-
-def _has_values(terms: Sequence[Term], partition: sa.ScalarSelect[int]) -> Condition:
-    """Whether rows of ``attribute_value`` fulfil all terms; several are of one sequence and its items."""
-    level = terms[0].attribute.level
-    rows = [tables.attribute_value.alias(f"value_{number}") for number in range(len(terms))]
-    joined: sa.FromClause = rows[0]
-    conditions = [rows[0].c.partition_key == partition]
-    for number, (term, row) in enumerate(zip(terms, rows, strict=True)):
-        value = row.c.number if term.attribute.matching is Matching.NUMBER else row.c.text
-        conditions.append(row.c.attribute == term.attribute.value_name)
-        conditions.append(_matches(term, _Columns(value, row.c.words, row.c.utc)))
-        if number:
-            nearest = max(range(number), key=lambda n: _shared_depth(terms[n], term))
-            depth = 4 * _shared_depth(terms[nearest], term)
-            joined = joined.join(row, _same_item(row, rows[nearest], depth))
-    return _KEYS[level].in_(sa.select(rows[0].c.owner_key).select_from(joined).where(*conditions))
-
-
-def _shared_depth(one: Term, other: Term) -> int:
-    """How many sequences both attributes are in."""
-    outer = zip(one.attribute.tags[:-1], other.attribute.tags[:-1], strict=False)
-    return next(
-        (n for n, (a, b) in enumerate(outer) if a != b),
-        min(len(one.attribute.tags), len(other.attribute.tags)) - 1,
-    )
-
-
-def _same_item(row: sa.FromClause, other: sa.FromClause, length: int) -> Condition:
-    """Whether both rows are of one owner, and of one item as far as the first ``length`` characters say."""
-    owner = ("study_key", "series_key", "level", "owner_key")
-    same = [row.c[name] == other.c[name] for name in owner]
-    item = sa.func.substring(row.c.item, 1, length) == sa.func.substring(other.c.item, 1, length)
-    return sa.and_(*same, item)
-
-
-def _written(bound: Moment | None) -> str | None:
-    return bound.local if bound else None
-
-
-def _instant(bound: Moment | None) -> str | None:
-    return bound.utc if bound else None
-
-
-def _within(term: Within, columns: _Columns) -> Condition:
-    """Instants are compared where bound and value have a time zone, else what is written."""
-    local, utc = columns.value, columns.utc
-    assert utc is not None
-    low, high = term.low, term.high
-    zoned = [bound.utc is not None for bound in (low, high) if bound]
-    written = _between(local, _written(low), _written(high))
-    if not any(zoned):
-        return written
-    if all(zoned):
-        return _between(utc, _instant(low), _instant(high)) | sa.and_(utc.is_(None), written)
-    assert low
-    assert high
-    after = local >= low.local if low.utc is None else utc >= low.utc
-    before = local <= high.local if high.utc is None else utc <= high.utc
-    return sa.and_(utc.is_not(None), after, before) | sa.and_(utc.is_(None), written)
-
-
-def _has_modality(patterns: tuple[str, ...]) -> Condition:
-    """Whether any series of the study has a modality that matches."""
-    other = tables.series.alias("other_series")
-    return (
-        sa.select(sa.literal_column("1"))
-        .where(other.c.study_key == tables.study.c.study_key, _like(other.c.modality, patterns))
-        .correlate(tables.study)
-        .exists()
-    )
-
-
-def _one_of(attribute: Attribute, uids: list[str], partition: sa.ScalarSelect[int]) -> Condition:
-    """Whether the attribute is among ``uids``.
-
-    UIDs that identify rows are resolved to keys first: SQLite would rather walk the partition in the
-    order of the page and try each row against the list.
-    """
-    given = sa.select(uid_table(uids).c.value)
-    named = _TABLES[attribute.level].alias("named")
-    key = _KEYS[attribute.level]
-    return key.in_(
-        sa.select(named.c[key.name]).where(
-            named.c.partition_key == partition, named.c[attribute.column].in_(given)
-        )
-    )
-
-
-def _between(column: sa.ColumnElement[Any], low: str | None, high: str | None) -> Condition:
-    if low == high:
-        return column == low
-    bounds = [column >= low if low is not None else None, column <= high if high is not None else None]
-    return sa.and_(*(bound for bound in bounds if bound is not None))
-
-
-def _words(column: sa.ColumnElement[Any], words: tuple[str, ...]) -> Condition:
-    """Every word begins one of ``column``, where each is preceded by a space."""
-    return sa.and_(*(column.like(_like_pattern(f"* {word}*"), escape=_ESCAPE) for word in words))
-
-
-def _like(column: sa.ColumnElement[Any], patterns: tuple[str, ...]) -> Condition:
-    """Whether ``column`` matches one of ``patterns``.
-
-    The range that their common beginning spans is stated too: an index serves it on every engine, and
-    it does not serve an OR of LIKEs.
-    """
-    tests = [
-        column.like(_like_pattern(pattern), escape=_ESCAPE) if _is_wild(pattern) else column == pattern
-        for pattern in patterns
+def _sort_columns(query: SearchQuery) -> list[sa.ColumnElement[Any]]:
+    return [
+        table_of(level_of(order.attribute, query.level)).c[order.attribute.column].label(f"order_{number}")
+        for number, order in enumerate(query.order)
     ]
-    matches = sa.or_(sa.false(), *tests)
-    if not any(map(_is_wild, patterns)):
-        return matches
-    prefix = _common_prefix([re.split(r"[*?]", pattern)[0] for pattern in patterns])
-    end = _after(prefix) if prefix else ""
-    return sa.and_(column >= prefix, column < end, matches) if end else matches
 
 
-def _common_prefix(texts: list[str]) -> str:
-    """What all of ``texts`` begin with: the first and the last of them, in order, differ soonest."""
-    first, last = min(texts), max(texts)
-    same = (number for number, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    return first[: next(same, len(first))]
+def _directions(query: SearchQuery) -> list[bool]:
+    """Which sort keys descend; the last is the row's key, which makes the order complete."""
+    directions = [order.descending for order in query.order]
+    return [*directions, directions[-1] if directions else True]
 
 
-def _is_wild(pattern: str) -> bool:
-    return "*" in pattern or "?" in pattern
+def _order(query: SearchQuery, columns: Sequence[sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
+    """The ORDER BY of ``columns``, the first of which is the key; NULL is the least on both engines."""
+    key, *values = columns[: len(query.order) + 1]
+    pairs = zip([*values, key], _directions(query), strict=True)
+    return [column.desc() if descends else column.asc() for column, descends in pairs]
 
 
-def _like_pattern(pattern: str) -> str:
-    """A pattern in the language of LIKE; ``[`` is special on SQL Server, and escaping it harms nowhere."""
-    literal = re.sub(r"[!%_\[]", lambda match: _ESCAPE + match[0], pattern)
-    return literal.replace("*", "%").replace("?", "_")
+def _is_after(query: SearchQuery, columns: Sequence[sa.ColumnElement[Any]], position: Position) -> Condition:
+    """Whether a row comes after ``position`` in the order of the results."""
+    key, *values = [column.element if isinstance(column, sa.Label) else column for column in columns]
+    *directions, key_descends = _directions(query)
+    condition: Condition = sa.false()
+    same: list[Condition] = []
+    for column, value, descends in zip(values, position.values, directions, strict=True):
+        condition = sa.or_(condition, sa.and_(*same, _beyond(column, value, descends)))
+        same.append(column.is_(None) if value is None else column == value)
+    beyond: Condition = key < position.key if key_descends else key > position.key
+    return sa.or_(condition, sa.and_(*same, beyond))
 
 
-def _after(prefix: str) -> str:
-    """The least string above all that begin with ``prefix``; empty where there is none that suits.
-
-    SQLite orders by code point and SQL Server's binary collation by UTF-16 unit; beside surrogates
-    the two differ, so the bound keeps clear of them.
-    """
-    last = ord(prefix[-1])
-    if last >= 0xFFFF:
-        return ""
-    return prefix[:-1] + chr(0xE000 if last == 0xD7FF else last + 1)
+def _beyond(column: sa.ColumnElement[Any], value: Any, descends: bool) -> Condition:
+    """Whether ``column`` comes after ``value`` in one direction, NULL being the least."""
+    if value is None:
+        return sa.false() if descends else column.is_not(None)
+    above: Condition = column > value
+    below: Condition = column < value
+    return below | column.is_(None) if descends else above

@@ -76,7 +76,6 @@ def _attribute_columns(
         yield _attribute_column(attribute)
         if attribute.matching is Matching.DATETIME:
             yield Column(f"{attribute.column}_utc", code(32))
-            yield Index(f"ix_{table}_{attribute.column}_utc", *within, f"{attribute.column}_utc")
         yield Index(f"ix_{table}_{attribute.column}", *within, attribute.column)
         if attribute.matching is Matching.PERSON_NAME:
             yield Column(f"{attribute.column}_words", shadow(attribute.length + 8))
@@ -204,7 +203,6 @@ attribute_value = Table(
     Column("utc", code(32), nullable=True),
     Column("number", Float(53), nullable=True),
     _value_index("text"),
-    _value_index("utc"),
     _value_index("number"),
     Index("ix_attribute_value_owner", "study_key", "level", "series_key", "owner_key"),
 )

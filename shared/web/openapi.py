@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shared.dicom.attributes import ATTRIBUTES, Attribute, Level
+from shared.dicom.attributes import Attribute, Level, by_path
 from shared.dicom.changes import MOST_STUDIES
 from shared.dicom.identifiers import DEFAULT_PARTITION
+from shared.dicom.search_terms import is_known
 from shared.web import query_params
 from shared.web.transactions import TRANSACTIONS, Transaction
 
@@ -59,6 +60,23 @@ _SEARCH_OPTIONS: dict[str, tuple[Json, str]] = {
         "The most results to return.",
     ),
     "offset": ({"type": "integer", "minimum": 0, "default": 0}, "Results to pass over."),
+    "cursor": (
+        {"type": "string"},
+        "Where to go on: from the Link header of the page before; instead of offset.",
+    ),
+    "orderby": (
+        {"type": "string", "examples": ["-StudyDate,PatientName"]},
+        f"Up to {query_params.MAX_ORDER} attributes to sort by, by keyword or tag, descending after `-`; "
+        "the newest first unless told.",
+    ),
+    "count": (
+        {"type": "boolean", "default": False},
+        "Whether X-Total-Count says how many results there are in all; it reads all that matches.",
+    ),
+    "TimezoneOffsetFromUTC": (
+        {"type": "string", "pattern": "^[+-][0-9]{4}$"},
+        "The time zone of date-times to match that have none themselves.",
+    ),
     "fuzzymatching": (
         {"type": "boolean", "default": False},
         "Person names match by the beginnings of their words, too.",
@@ -274,7 +292,7 @@ def document(routes: Iterable[Route]) -> Json:
                 name: _parameter(name, "path", *of) | {"required": True}
                 for name, of in _PATH_PARAMETERS.items()
             }
-            | {a.keyword: _attribute_parameter(a) for a in ATTRIBUTES if a.matching is not None},
+            | {a.keyword: _attribute_parameter(a) for a in by_path().values()},
         },
     }
 
@@ -287,7 +305,7 @@ def _operation(route: Route, method: str) -> Json:
     transaction = TRANSACTIONS[route.transaction]
     head = method == "HEAD"
     operation: Json = {
-        "operationId": f"{route.name}_head" if head else route.name,
+        "operationId": f"{route.name}_{method.lower()}" if method in ("HEAD", "OPTIONS") else route.name,
         "tags": [transaction.name],
         "summary": route.summary,
         "responses": {
@@ -334,7 +352,7 @@ def _parameters(route: Route) -> list[Json]:
     match route.transaction:
         case "search":
             level = search_level(route.template)
-            attributes = [a for a in ATTRIBUTES if a.matching is not None and a.level <= level]
+            attributes = [a for a in by_path().values() if is_known(a, level)]
             options = [_parameter(name, "query", *of) for name, of in _SEARCH_OPTIONS.items()]
             return options + [_parameter_reference(a.keyword) for a in attributes]
         case "metadata":
@@ -354,7 +372,12 @@ def _parameters(route: Route) -> list[Json]:
 
 def search_level(template: str) -> Level:
     """The level of the results of a search's route, which its last segment names."""
-    names = {"studies": Level.STUDY, "series": Level.SERIES, "instances": Level.INSTANCE}
+    names = {
+        "patients": Level.PATIENT,
+        "studies": Level.STUDY,
+        "series": Level.SERIES,
+        "instances": Level.INSTANCE,
+    }
     return names[template.rpartition("/")[2]]
 
 
@@ -368,6 +391,6 @@ def _parameter_reference(name: str) -> Json:
 
 def _attribute_parameter(attribute: Attribute) -> Json:
     matching = attribute.matching.value if attribute.matching else ""
-    tag = f"({attribute.tag[:4]},{attribute.tag[4:]})"
-    description = f"{tag} {attribute.vr}: {matching}. `{attribute.tag}` names it as well."
+    tags = "".join(f"({tag[:4]},{tag[4:]})" for tag in attribute.tags)
+    description = f"{tags} {attribute.vr}: {matching}. `{'.'.join(attribute.tags)}` names it as well."
     return _parameter(attribute.keyword, "query", {"type": "string"}, description)

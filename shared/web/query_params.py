@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from shared.dicom import normalise
-from shared.dicom.attributes import Attribute, Level
+from shared.dicom.attributes import Attribute, Level, Matching
 from shared.dicom.identifiers import Resource
 from shared.dicom.projection import Projection
-from shared.dicom.search_terms import SearchQuery, name_of, parse_term, path_of, searchable, tag_of
+from shared.dicom.search_terms import (
+    Order,
+    Position,
+    SearchQuery,
+    name_of,
+    parse_term,
+    path_of,
+    searchable,
+    sortable,
+    tag_of,
+)
 from shared.errors import InvalidRequest
 
 DEFAULT_LIMIT = 100
@@ -18,7 +32,22 @@ MAX_OFFSET = 2**31 - 1
 
 _TIME_ZONE = "00080201"
 
-_OPTIONS = frozenset({"limit", "offset", "fuzzymatching"})
+MAX_ORDER = 3
+"""Attributes that results are sorted by."""
+
+_OPTIONS = frozenset({"limit", "offset", "fuzzymatching", "orderby", "cursor", "count"})
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """A search and what else its answer has: ``count`` asks for the number of all results.
+
+    ``fingerprint`` names what is searched for and in which order: cursors are good for that alone.
+    """
+
+    query: SearchQuery
+    count: bool
+    fingerprint: str
 
 
 def search_query(
@@ -27,6 +56,16 @@ def search_query(
     parameters: Iterable[tuple[str, str]],
     query_tags: Mapping[str, Attribute] | None = None,
 ) -> SearchQuery:
+    """The search alone that :func:`search_request` gives."""
+    return search_request(level, resource, parameters, query_tags).query
+
+
+def search_request(
+    level: Level,
+    resource: Resource,
+    parameters: Iterable[tuple[str, str]],
+    query_tags: Mapping[str, Attribute] | None = None,
+) -> SearchRequest:
     """The search that ``parameters``, decoded and in their order, ask for.
 
     ``query_tags`` are attributes that may be matched beyond those of the table, by path.
@@ -51,7 +90,7 @@ def search_query(
     attributes = {path: searchable(path, level, query_tags) for path in values}
     terms = [parse_term(attributes[path], value, fuzzy, zone) for path, value in values.items()]
     fields = [field.strip() for field in included if field.strip()]
-    return SearchQuery(
+    query = SearchQuery(
         level=level,
         resource=resource,
         terms=tuple(term for term in terms if term is not None),
@@ -60,7 +99,57 @@ def search_query(
         include_all=any(field.lower() == "all" for field in fields),
         limit=_integer("limit", options.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT),
         offset=_integer("offset", options.get("offset", "0"), 0, MAX_OFFSET),
+        order=_order(options.get("orderby", ""), level),
     )
+    fingerprint = _fingerprint(query)
+    if "cursor" in options:
+        if query.offset:
+            raise InvalidRequest("cursor and offset exclude each other.")
+        query = replace(query, after=_position(options["cursor"], fingerprint, query))
+    return SearchRequest(query, _boolean("count", options.get("count", "false")), fingerprint)
+
+
+def _order(value: str, level: Level) -> tuple[Order, ...]:
+    """What ``orderby`` names: attributes, each after ``+`` (which may have arrived as a space) or ``-``."""
+    orders = []
+    for name in value.split(",") if value.strip() else ():
+        bare = name.strip().lstrip("+-")
+        path = path_of(bare) if len(name.strip()) - len(bare) <= 1 else None
+        if path is None:
+            raise InvalidRequest(f"orderby does not know the attribute {_shown(name.strip())}.")
+        orders.append(Order(sortable(path, level), name.strip().startswith("-")))
+    if len(orders) > MAX_ORDER or len({order.attribute for order in orders}) < len(orders):
+        raise InvalidRequest(f"orderby takes up to {MAX_ORDER} attributes, each once.")
+    return tuple(orders)
+
+
+def _fingerprint(query: SearchQuery) -> str:
+    """The same for searches whose results are the same, in the same order."""
+    searched = (query.level, query.resource, query.terms, query.order)
+    return sha256(repr(searched).encode()).hexdigest()[:16]
+
+
+def cursor(request: SearchRequest, position: Position) -> str:
+    """The text that stands for ``position`` in the results of this search, whatever is stored meanwhile."""
+    text = json.dumps([request.fingerprint, position.key, *position.values], ensure_ascii=False)
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _position(text: str, fingerprint: str, query: SearchQuery) -> Position:
+    """The position that a cursor stands for. Raises InvalidRequest unless it was made for this search."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        made_for, key, *values = json.loads(data)
+    except (ValueError, TypeError):
+        made_for, key, values = "", 0, []
+    texts = (order.attribute.matching is not Matching.NUMBER for order in query.order)
+    fits = len(values) == len(query.order) and all(
+        value is None or type(value) is (str if is_text else int)
+        for value, is_text in zip(values, texts, strict=True)
+    )
+    if made_for != fingerprint or type(key) is not int or abs(key) >= 2**63 or not fits:
+        raise InvalidRequest("cursor is not one that a page of this search gave.")
+    return Position(tuple(values), key)
 
 
 def projection(parameters: Iterable[tuple[str, str]]) -> Projection | None:

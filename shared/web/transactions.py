@@ -330,6 +330,18 @@ TRANSACTIONS = {
         schema="Health",
         answered=frozenset({200, 503}),
     ),
+    "retrieve_capabilities": Transaction(
+        "Retrieve capabilities",
+        "PS3.18 §8.9",
+        {
+            200: "what the server can do: an OpenAPI 3.1 document, or WADL",
+            403: _UNSAFE,
+            406: _ACCEPT,
+            500: _BUG,
+        },
+        produces=("application/json", "application/vnd.sun.wadl+xml"),
+        schema="Document",
+    ),
     "openapi": Transaction(
         "OpenAPI document",
         "an extension of this server",

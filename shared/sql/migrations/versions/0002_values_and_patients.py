@@ -57,7 +57,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Float(53), nullable=True),
         sa.PrimaryKeyConstraint("value_key", name=op.f("pk_attribute_value")),
     )
-    for column in ("text", "utc", "number"):
+    for column in ("text", "number"):
         _index_of_values(column)
     op.create_index(
         "ix_attribute_value_owner",
@@ -92,12 +92,6 @@ def upgrade() -> None:
     _add_patient_key()
     op.create_index("ix_study_patient_key", "study", ["patient_key"], unique=False)
     op.add_column("instance", sa.Column("acquisition_date_time_utc", _code(32), nullable=True))
-    op.create_index(
-        "ix_instance_acquisition_date_time_utc",
-        "instance",
-        ["partition_key", "acquisition_date_time_utc"],
-        unique=False,
-    )
     op.create_index("ix_instance_series_key", "instance", ["series_key"], unique=False)
 
 
