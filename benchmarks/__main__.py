@@ -2,6 +2,7 @@
 
 Machines differ and are noisy, so absolute numbers mean little: every subject does the same work in turns,
 several rounds, and the medians are compared. ``--write`` puts the result into ``docs/benchmarks.md``.
+``--scale`` measures searches on a large index instead.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import peers
+from benchmarks import peers, scale
 from benchmarks.data import ct_series
+from benchmarks.report import write_table
 from benchmarks.retrieval import Retrieval
 
 OURS, PLAIN, ORTHANC = "this server", "plain blobs", "Orthanc"
@@ -237,16 +239,9 @@ HEADINGS = ["", OURS, PLAIN, ORTHANC, "ratio to plain", "ratio to Orthanc", "aim
 COMPARED = ["", "one way (ms)", "another way (ms)", "ratio", "aim"]
 
 
-def write(rows: Sequence[Sequence[str]], path: Path, name: str) -> None:
-    """Replace the table between the marks ``name`` of a page; the first row is its headings."""
-    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = path.read_text()
-    before, after = text.split(begin)[0], text.split(end)[1]
-    path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
-
-
 def main() -> None:
+    if "--scale" in sys.argv:
+        scale.main([argument for argument in sys.argv[1:] if argument != "--scale"])
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
@@ -262,9 +257,8 @@ def main() -> None:
     if ORTHANC not in measures[0].values:
         Console().print("Orthanc was not found: apt-get install orthanc orthanc-dicomweb adds it.")
     if options.write:
-        page = peers.ROOT / "docs" / "benchmarks.md"
-        write(measured, page, "results")
-        write(compared, page, "comparisons")
+        write_table("results", measured[0], measured[1:])
+        write_table("comparisons", compared[0], compared[1:])
 
 
 if __name__ == "__main__":
