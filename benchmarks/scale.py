@@ -225,7 +225,7 @@ def _add_series(
 
 
 def _parsed(index: Index, level: Level, **parameters: str) -> SearchQuery:
-    return search_query(level, Resource(index.partition), parameters.items(), {"00181000": _TAG}).query
+    return search_query(level, Resource(index.partition), parameters.items(), {"00181000": _TAG})
 
 
 def _some_study(index: Index, chance: random.Random) -> int:

@@ -27,7 +27,7 @@ from shared.services.store import new_instance
 from shared.sql import search as index
 from shared.sql.engine import Database
 from shared.sql.instances import Place, commit_store, delete
-from shared.web.query_params import cursor, search_query
+from shared.web.query_params import cursor, search_request
 from tests.dicom_files import make_dataset, to_file
 from tests.reference import Options, Path, matches
 
@@ -154,14 +154,14 @@ class Archive:
     def search(self, level: Level, query: dict[str, str]) -> list[str]:
         """UIDs of all results, page by page."""
         found: list[str] = []
-        asked = search_query(level, Resource(self.partition), query.items())
+        asked = search_request(level, Resource(self.partition), query.items())
         while True:
             rows = self.database.run(False, index.search, asked.query)
             found += [self._uid(level, row) for row in rows]
             if len(rows) < asked.query.limit:
                 return found
             position = cursor(asked, rows[-1].position)
-            asked = search_query(level, Resource(self.partition), (query | {"cursor": position}).items())
+            asked = search_request(level, Resource(self.partition), (query | {"cursor": position}).items())
 
     @staticmethod
     def _uid(level: Level, row: index.Found) -> str:
@@ -366,7 +366,9 @@ def patients(archive: Archive) -> dict[tuple[str, str], list[Dataset]]:
 def test_patients(archive: Archive, data: st.DataObject, names: list[str]) -> None:
     """Attributes of their own are those of the last instance; values those of any of their studies."""
     conditions = {name: data.draw(QUERIES[name]) for name in names}
-    asked = search_query(Level.PATIENT, Resource(archive.partition), (conditions | {"limit": "200"}).items())
+    asked = search_request(
+        Level.PATIENT, Resource(archive.partition), (conditions | {"limit": "200"}).items()
+    )
     rows = archive.database.run(False, index.search_patients, asked.query)
     own = {(n,): q for n, q in conditions.items() if ATTRIBUTES[tuple(n.split("."))].column}
     of_values = {tuple(n.split(".")): q for n, q in conditions.items() if tuple(n.split(".")) not in own}
