@@ -26,7 +26,7 @@ from pathlib import Path
 from devhost.azurite import PORTS, Azurite, Installation, free_ports, is_free
 from devhost.settings import local_values
 from devhost.setup import Environment, Problem, Screen, ensure_writable, exclusive
-from devhost.viewer import Package
+from devhost.viewer import Package, SignIn, configuration, write_site
 
 ROOT = Path(__file__).resolve().parent
 START_SECONDS = 90
@@ -82,6 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("bench", help="the benchmarks", add_help=False)
     command.set_defaults(action=bench)
 
+    command = commands.add_parser("viewer", help="write the OHIF viewer as a static website for a server")
+    command.add_argument("--output", type=Path, required=True, help="folder to write")
+    command.add_argument("--url", required=True, help="URL of the DICOM server")
+    command.add_argument("--authority", help="OpenID Connect issuer whose access tokens the server takes")
+    command.add_argument("--client-id", help="client id of the viewer there")
+    command.add_argument("--scope", default="openid profile", help="scopes (default '%(default)s')")
+    command.set_defaults(action=viewer)
+
     command = commands.add_parser(
         "reindex", help="rebuild the SQL database from the blobs of a stopped server"
     )
@@ -101,16 +109,16 @@ def run(options: argparse.Namespace, _rest: list[str]) -> int:
         raise Problem(f"Port {options.port} is in use; choose another one with --port.")
     ensure_writable(options.data.resolve())
     python = _set_up(azurite=True)
-    viewer = _viewer(python) if options.viewer else {}
+    served = _viewer(python) if options.viewer else {}
     print("Starting storage and server ...", flush=True)
     with (
         _storage(options.data.resolve()) as environment,
-        _server(python, options, {**environment, **viewer}) as server,
+        _server(python, options, {**environment, **served}) as server,
     ):
         url = f"http://127.0.0.1:{options.port}"
         _wait_until_healthy(server, url)
         print(f"\nDICOMweb   {url}/v2\nHealth     {url}/health/check\nOpenAPI    {url}/v2/openapi.json")
-        if viewer:
+        if served:
             print(f"Viewer     {url}/viewer")
         print(f"State      {options.data}\nCtrl-C stops the server.", flush=True)
         try:
@@ -148,6 +156,20 @@ def check(_options: argparse.Namespace, _rest: list[str]) -> int:
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """The benchmarks."""
     return _run(_set_up(azurite=True), "-m", "benchmarks", *rest)
+
+
+def viewer(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Write the viewer as a static website."""
+    if bool(options.authority) != bool(options.client_id):
+        raise Problem("--authority and --client-id belong together.")
+    sign_in = SignIn(options.authority, options.client_id, options.scope) if options.authority else None
+    configuration(options.url, sign_in)  # before anything is fetched
+    python = _set_up(azurite=False)
+    package = Package(ROOT / ".dev")
+    package.ensure(Screen(ROOT / ".dev" / "logs"), Installation(ROOT / ".dev"), python)
+    write_site(package.files, options.output.resolve(), options.url, sign_in)
+    print(f"The viewer for {options.url} is in {options.output}: put it at the root of a web server.")
+    return 0
 
 
 def reindex(options: argparse.Namespace, rest: list[str]) -> int:

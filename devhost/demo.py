@@ -37,7 +37,9 @@ def _datasets() -> Iterator[Dataset]:
     volume, heart = _chest()
     slices = list(_ct(volume))
     yield from slices
-    yield _segmentation(slices, heart)
+    segmentation = _segmentation(slices, heart)
+    yield segmentation
+    yield _measurement(slices, segmentation, heart)
     yield _ultrasound()
     yield _photograph()
     yield _report()
@@ -162,6 +164,54 @@ def _segmentation(slices: list[Dataset], heart: Array) -> Dataset:
         "1",
         "1",
         series_description="Heart",
+    )
+    return ds
+
+
+def _measurement(slices: list[Dataset], segmentation: Dataset, heart: Array) -> Dataset:
+    """The volume of the heart as a structured report (PS3.16 TID 1500)."""
+    from highdicom import sr
+    from pydicom.sr.codedict import Code, codes
+
+    observer = sr.ObservationContext(
+        observer_person_context=sr.ObserverContext(
+            observer_type=codes.DCM.Person,
+            observer_identifying_attributes=sr.PersonObserverIdentifyingAttributes("Demo^Reader"),
+        )
+    )
+    series = sr.SourceSeriesForSegmentation(slices[0].SeriesInstanceUID)
+    spacing = slices[0].PixelSpacing[0] * slices[0].PixelSpacing[1] * slices[0].SliceThickness
+    volume = sr.Measurement(
+        name=codes.SCT.Volume,
+        value=round(float(heart.sum()) * float(spacing) / 1000, 1),
+        unit=Code("ml", "UCUM", "milliliter"),
+    )
+    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid("CT Chest", "heart"), "Heart"),
+        referenced_segment=sr.ReferencedSegment(
+            segmentation.SOPClassUID, segmentation.SOPInstanceUID, 1, source_series=series
+        ),
+        finding_type=codes.SCT.Heart,
+        measurements=[volume],
+    )
+    report = sr.MeasurementReport(
+        observation_context=observer,
+        procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+        imaging_measurements=[group],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    ds: Dataset = sr.ComprehensiveSR(
+        evidence=[*slices, segmentation],
+        content=report,
+        series_instance_uid=uid("CT Chest", "SR"),
+        series_number=3,
+        sop_instance_uid=uid("CT Chest", "SR", 1),
+        instance_number=1,
+        manufacturer="Medical Imaging Server for DICOM",
+        series_description="Volume of the heart",
+        is_complete=True,
+        is_final=True,
+        is_verified=False,
     )
     return ds
 

@@ -7,12 +7,15 @@ is. Its one configuration is ``app-config.js`` beside this module.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from devhost.setup import Problem, Screen
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 VERSION = "3.13.2"
 PAGE = "viewer"
 _CONFIG = Path(__file__).with_name("app-config.js")
+_OF_OTHER_HOSTS = ("_headers", "_redirects", "serve.json", "google.js")
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -78,6 +82,70 @@ class Package:
         archive.unlink()
         (self._folder / "package" / "dist").rename(self.files)
         (self._folder / "package").rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """How users of the viewer get access tokens: OpenID Connect, authorization code with PKCE."""
+
+    authority: str
+    client_id: str
+    scope: str
+
+
+def configuration(server: str, sign_in: SignIn | None) -> str:
+    """The viewer's configuration for a page at the root of another origin than the ``server``'s.
+
+    Raises Problem where ``server`` is no URL.
+    """
+    address = urlsplit(server)
+    if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+        raise Problem(f"{server} is not the URL of a server.")
+    base = server.rstrip("/").removesuffix("/v2")
+    text = _replaced(_CONFIG.read_text(), "const root = `${window.location.origin}/v2`;", _constant(base))
+    text = _replaced(text, 'routerBasename: "/viewer",', 'routerBasename: "/",')
+    return text + (_sign_in(sign_in) if sign_in else "")
+
+
+def _constant(base: str) -> str:
+    return f"const root = {json.dumps(f'{base}/v2')};"
+
+
+def _sign_in(sign_in: SignIn) -> str:
+    settings = {
+        "authority": sign_in.authority,
+        "client_id": sign_in.client_id,
+        "scope": sign_in.scope,
+        "response_type": "code",
+        "redirect_uri": "/callback",
+        "post_logout_redirect_uri": "/",
+        "automaticSilentRenew": True,
+    }
+    return f"\nwindow.config.oidc = [{json.dumps(settings, indent=2)}];\n"
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    if text.count(old) != 1:
+        raise Problem(f"{_CONFIG.name} no longer has the line: {old}")
+    return text.replace(old, new)
+
+
+def write_site(files: Path, output: Path, server: str, sign_in: SignIn | None = None) -> None:
+    """Write the viewer for ``server`` into ``output`` as a static website for the root of an origin.
+
+    What is no file answers with the page itself (404.html), which shows what the address says. An earlier
+    site is replaced. Raises Problem for a folder that holds anything else.
+    """
+    config = configuration(server, sign_in)
+    if output.exists():
+        if any(output.iterdir()) and not (output / _CONFIG.name).is_file():
+            raise Problem(f"The folder {output} holds something else than an earlier viewer.")
+        shutil.rmtree(output)
+    shutil.copytree(files, output)
+    for name in _OF_OTHER_HOSTS:
+        (output / name).unlink(missing_ok=True)
+    (output / _CONFIG.name).write_text(config)
+    shutil.copyfile(output / "index.html", output / "404.html")
 
 
 class Viewer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import httpx
 import pytest
 
 from devhost.azurite import Installation
-from devhost.setup import Screen
-from devhost.viewer import Package
+from devhost.setup import Problem, Screen
+from devhost.viewer import Package, SignIn, configuration, write_site
 from tests.conftest import ROOT, Server, StartServer
 
 
@@ -70,3 +71,61 @@ def test_functions_come_first(viewer: Server) -> None:
 
 def test_server_without_viewer_has_no_page(server: Server) -> None:
     assert httpx.get(f"{server.url}/viewer").status_code == 404
+
+
+# --- as a static website -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["https://dicom.example", "https://dicom.example/", "https://dicom.example/v2"]
+)
+def test_static_website_is_configured_for_its_server(files: Path, tmp_path: Path, url: str) -> None:
+    write_site(files, tmp_path / "site", url)
+    config = (tmp_path / "site" / "app-config.js").read_text()
+    assert 'const root = "https://dicom.example/v2";' in config
+    assert 'routerBasename: "/",' in config
+    assert "oidc" not in config
+    page = (tmp_path / "site" / "index.html").read_bytes()
+    assert (tmp_path / "site" / "404.html").read_bytes() == page
+    assert {path.name for path in files.iterdir()} - {
+        path.name for path in (tmp_path / "site").iterdir()
+    } == {
+        "_headers",
+        "_redirects",
+        "google.js",
+        "serve.json",
+    }
+
+
+def test_static_website_signs_users_in_where_it_is_told_how() -> None:
+    config = configuration(
+        "https://dicom.example", SignIn("https://login.example", "id", "openid x</script>")
+    )
+    settings = json.loads(config.partition("window.config.oidc = ")[2].strip().removesuffix(";"))
+    assert settings[0]["authority"] == "https://login.example"
+    assert settings[0]["response_type"] == "code"
+    assert settings[0]["scope"] == "openid x</script>"
+
+
+def test_static_website_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    files, site = tmp_path / "files", tmp_path / "site"
+    files.mkdir()
+    (files / "index.html").write_text("page")
+    write_site(files, site, "https://one.example")
+    (site / "old.js").write_text("")
+    write_site(files, site, "https://two.example")
+    assert "two.example" in (site / "app-config.js").read_text()
+    assert not (site / "old.js").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "work.txt").write_text("")
+    with pytest.raises(Problem, match="holds something else"):
+        write_site(files, tmp_path / "other", "https://one.example")
+    assert (tmp_path / "other" / "work.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "url", ["dicom.example", "ftp://dicom.example", "https://", "https://dicom.example/?a=1"]
+)
+def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
+    with pytest.raises(Problem, match="not the URL of a server"):
+        configuration(url, None)

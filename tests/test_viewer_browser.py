@@ -5,12 +5,15 @@ With ``DICOM_TEST_SCREENSHOT`` the picture of an open study goes to that file.
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from devhost import demo
 from devhost.azurite import Installation
 from devhost.setup import Screen
-from devhost.viewer import Package
+from devhost.viewer import Package, write_site
 from tests.conftest import ROOT, Server, StartServer
 from tests.tools import tool
 
@@ -46,12 +49,55 @@ OPTIONS = (
 PATIENTS = ("CT Chest", "US Cine", "Photograph", "PDF Report")
 
 
+class Site(http.server.SimpleHTTPRequestHandler):
+    """A static website as Azure Storage serves it: what is no file is the page, with the status 404."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        page = Path(self.directory, "404.html").read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def viewer(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """A server with the viewer and the sample studies."""
+def files() -> Path:
+    """The viewer's files."""
     package = Package(ROOT / ".dev")
     package.ensure(Screen(ROOT / ".dev" / "logs"), Installation(ROOT / ".dev"), sys.executable)
-    server = start_server(own_storage=True, DEVHOST_VIEWER=str(package.files))
+    return package.files
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A web server whose folder is empty at first."""
+    folder = tmp_path_factory.mktemp("site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=folder / "viewer")) as web:
+        web.folder = folder / "viewer"  # type: ignore[attr-defined]
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield web
+        web.shutdown()
+
+
+@pytest.fixture(scope="module")
+def viewer(
+    start_server: StartServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    files: Path,
+    site: http.server.ThreadingHTTPServer,
+) -> Server:
+    """A server with the viewer and the sample studies; its CORS allows the site."""
+    root = tmp_path_factory.mktemp("root")
+    for name in ("function_app.py", "functions", "shared", "host.json", "roles.json"):
+        (root / name).symlink_to(ROOT / name)
+    cors = f"http://127.0.0.1:{site.server_port}"
+    (root / "local.settings.json").write_text(json.dumps({"Host": {"CORS": cors}}))
+    server = start_server(own_storage=True, root=root, DEVHOST_VIEWER=str(files))
+    write_site(files, site.folder, server.url)  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("demo")
     demo.write(folder)
     subprocess.run(
@@ -123,7 +169,8 @@ def test_the_sample_studies_are_listed_opened_and_scrolled(viewer: Server, brows
     for _ in range(30):
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_DOWN)
     until(browser, lambda: np.abs(seen(browser) - first).mean() > 2, "another slice")
-    until(browser, lambda: "Heart" in text(browser), "the segmentation among the series")
+    for series in ("Heart", "Volume of the heart"):
+        until(browser, lambda: series in text(browser), f"{series} among the series")  # noqa: B023
     picture = os.environ.get("DICOM_TEST_SCREENSHOT")
     if picture:
         browser.save_screenshot(picture)
@@ -139,3 +186,20 @@ def test_a_colour_study_is_seen(viewer: Server, browser: webdriver.Chrome, study
     browser.get(f"{viewer.url}/viewer/viewer?StudyInstanceUIDs={demo.uid(study)}")
     until(browser, lambda: shown(browser), study)
     assert requested(browser)[1] == []
+
+
+def test_the_static_website_of_another_origin_lists_and_shows(
+    viewer: Server, browser: webdriver.Chrome, site: http.server.ThreadingHTTPServer
+) -> None:
+    url = f"http://127.0.0.1:{site.server_port}"
+    browser.get(url)
+    until(browser, lambda: all(name in text(browser) for name in PATIENTS), "the list of studies")
+    browser.get(f"{url}/viewer?StudyInstanceUIDs={demo.uid('CT Chest')}")
+    until(browser, lambda: shown(browser), "an image of the CT")
+    first = seen(browser)
+    for _ in range(30):
+        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_DOWN)
+    until(browser, lambda: np.abs(seen(browser) - first).mean() > 2, "another slice")
+    hosts, failed = requested(browser)
+    assert hosts == {"127.0.0.1"}
+    assert failed == []

@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -207,10 +208,12 @@ class Source:
         """Frames of a file, big endian words swapped as the server hands them to its codecs."""
         ds = dcmread(io.BytesIO(file))
         syntax = str(ds.file_meta.TransferSyntaxUID)
-        image = ImagePixel.from_document(
-            ds.to_json_dict(bulk_data_threshold=0, bulk_data_element_handler=str)
-        )
-        count = int(ds.get("NumberOfFrames", 1))
+        described = ds.group_dataset(0x0028)
+        count = 1
+        with suppress(ValueError):  # a file in pydicom's collection has none that is a number
+            count = int(described.get("NumberOfFrames", 1))
+        described.pop("NumberOfFrames", None)
+        image = ImagePixel.from_document(described.to_json_dict(0, str))
         if syntax not in NATIVE:
             return cls(syntax, image, list(generate_frames(ds.PixelData, number_of_frames=count)))
         data = ds.PixelData

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
@@ -43,6 +42,9 @@ APPEND_LIMIT = 4 * 1024 * 1024
 
 _BLOCKS_AHEAD = 2
 """Blocks read ahead of their turn: docs/benchmarks.md says what more of them gave."""
+
+_BLOCKS_AHEAD_OF_ALL = 8
+"""The same of all streams of this process: beyond, each reads only what it hands out next."""
 
 
 class BlobNotFound(Exception):
@@ -96,6 +98,7 @@ class BlobStore:
         self._service = service
         self._ranged_reads = ranged_reads
         self._containers: dict[str, ContainerClient] = {}
+        self._blocks_ahead = 0
 
     async def prepare(self) -> None:
         """Create the containers that do not exist (locally; in Azure the deployment makes them)."""
@@ -266,17 +269,24 @@ class BlobStore:
         waiting: deque[asyncio.Task[bytes]] = deque()
 
         def read_ahead(blocks: int) -> None:
-            for start in itertools.islice(starts, blocks - len(waiting)):
+            while len(waiting) < blocks and (not waiting or self._blocks_ahead < _BLOCKS_AHEAD_OF_ALL):
+                start = next(starts, None)
+                if start is None:
+                    return
                 reading = self.read(container, name, start, min(BLOCK, end - start))
                 waiting.append(asyncio.create_task(reading))
+                self._blocks_ahead += 1
 
         try:
             read_ahead(1)
             while waiting:
-                block = await waiting.popleft()
+                block = await waiting[0]
+                waiting.popleft()
+                self._blocks_ahead -= 1
                 read_ahead(_BLOCKS_AHEAD)
                 yield block
         finally:
+            self._blocks_ahead -= len(waiting)
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
