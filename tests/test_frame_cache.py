@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -210,6 +211,14 @@ def test_a_frame_that_the_client_has_is_not_sent_again(server: Server) -> None:
 
 
 # --- in this process ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def in_process(in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a cache of its own, which the timers of other servers on the same storage do not empty."""
+    monkeypatch.setattr(names, "CACHE", f"cache-{uuid.uuid4().hex}")
+    monkeypatch.setattr(names, "CONTAINERS", (names.CACHE,))
+    await container.blob_store().prepare()
 
 
 async def kept(**attributes: Any) -> tuple[StoredInstance, list[Any]]:
