@@ -30,7 +30,23 @@ def database() -> Database:
     """The SQL database of ``DICOM_SQL_URL``."""
     from shared.sql.engine import Database
 
-    return Database(settings().sql_url)
+    return Database(settings().sql_url, access_token=_sql_token)
+
+
+_SQL_SCOPE = "https://database.windows.net/.default"
+
+
+def _sql_token() -> str:
+    """An access token for Azure SQL; the library keeps it until shortly before it expires."""
+    return str(_blocking_credential().get_token(_SQL_SCOPE).token)
+
+
+@cache
+def _blocking_credential() -> Any:
+    """:func:`credential` for the threads of SQL, whose driver waits."""
+    from azure.identity import DefaultAzureCredential
+
+    return DefaultAzureCredential(managed_identity_client_id=settings().managed_identity_client_id or None)
 
 
 @cache

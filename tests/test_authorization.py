@@ -96,11 +96,8 @@ def test_every_route_with_every_caller(
     expired = int(time.time()) - 600
     for token, partition, expected in (
         ("", "a", {401}),
-        ("nonsense", "a", {401}),
         (issuer.token("DICOM Data Owner", exp=expired), "a", {401}),
         (issuer.token("DICOM Data Owner", aud="api://other"), "a", {401}),
-        (issuer.token("DICOM Data Owner", tid="other"), "a", {401}),
-        (issuer.token(), "a", {403}),
         (issuer.token("A role that nobody knows"), "a", {403}),
         (issuer.token("DICOM Data Reader"), "a", passed if reader_may else {403}),
         (issuer.token("Writer"), "a", passed if action is Action.WRITE else {403}),

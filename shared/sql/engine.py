@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import re
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,10 +52,11 @@ class Database:
     the others, 20 without it); ``mssql+pyodbc://`` is Azure SQL or SQL Server.
     """
 
-    def __init__(self, url: str, threads: int = 16) -> None:
+    def __init__(self, url: str, threads: int = 16, access_token: Callable[[], str] | None = None) -> None:
+        """``access_token`` gives one for Azure SQL; each connection of a URL without a user asks for it."""
         self.url = sa.engine.make_url(url)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sql")
-        self.engine = _create_engine(self.url, threads)
+        self.engine = _create_engine(self.url, threads, access_token)
         self._migrated = False
 
     async def read(
@@ -132,9 +134,11 @@ class Database:
         self._threads.shutdown(wait=False)
 
 
-def _create_engine(url: sa.URL, threads: int) -> sa.Engine:
+def _create_engine(url: sa.URL, threads: int, access_token: Callable[[], str] | None) -> sa.Engine:
+    if url.get_backend_name() == "mssql":
+        url = _with_driver(url)
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(
+        engine = sa.create_engine(
             url,
             pool_pre_ping=True,
             pool_size=threads,
@@ -143,6 +147,9 @@ def _create_engine(url: sa.URL, threads: int) -> sa.Engine:
             use_setinputsizes=False,
             hide_parameters=True,
         )
+        if access_token is not None and not url.username:
+            _sign_in_with_tokens(engine, access_token)
+        return engine
     engine = sa.create_engine(
         url,
         pool_size=threads,
@@ -164,6 +171,37 @@ def _create_engine(url: sa.URL, threads: int) -> sa.Engine:
             connection.execute(f"PRAGMA {pragma}").close()
 
     return engine
+
+
+_ACCESS_TOKEN = 1256
+"""SQL_COPT_SS_ACCESS_TOKEN of Microsoft's driver ("Using Microsoft Entra ID with the ODBC driver")."""
+
+
+def _sign_in_with_tokens(engine: sa.Engine, access_token: Callable[[], str]) -> None:
+    """Give each new connection an access token, as SQLAlchemy's page on pyodbc says.
+
+    The driver takes it as UTF-16 with its length in front, and no other way of signing in beside it.
+    """
+    import pyodbc
+
+    pyodbc.pooling = False  # the driver's own pool would hand out connections of expired tokens
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        arguments[0] = arguments[0].replace(";Trusted_Connection=Yes", "")
+        token = access_token().encode("utf-16-le")
+        options["attrs_before"] = {_ACCESS_TOKEN: struct.pack(f"<I{len(token)}s", len(token), token)}
+
+
+def _with_driver(url: sa.URL) -> sa.URL:
+    """``url`` with a driver this machine has, where it names another: images have version 17 or 18."""
+    import pyodbc
+
+    here = sorted(name for name in pyodbc.drivers() if re.fullmatch(r"ODBC Driver \d+ for SQL Server", name))
+    named = url.query.get("driver", "")
+    if not here or named in here or (isinstance(named, str) and "/" in named):  # "/": a path to a driver
+        return url
+    return url.update_query_dict({"driver": here[-1]})
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,0 +1,77 @@
+// The storage account: all DICOM data and metadata, the inbox, queues and tables. No shared keys, no anonymous access.
+@description('Name of the storage account.')
+@minLength(3)
+@maxLength(24)
+param name string
+@description('Azure region.')
+param location string
+@description('Tags.')
+param tags object
+@description('Redundancy.')
+@allowed(['Standard_LRS', 'Standard_ZRS', 'Standard_GRS', 'Standard_GZRS'])
+param sku string
+@description('Whether the account is reached from the internet, with a token.')
+param publicAccess bool
+@description('Days for which deleted blobs can be restored; 0 for none.')
+@minValue(0)
+@maxValue(365)
+param restoreDays int
+
+var containers = ['dicom', 'metadata', 'inbox', 'inbox-failed', 'cache', 'operations']
+var queues = ['operations', 'operation-steps', 'operations-poison', 'operation-steps-poison']
+var packages = 'app-package'
+
+resource account 'Microsoft.Storage/storageAccounts@2023-05-01' = {
+  name: name
+  location: location
+  tags: tags
+  kind: 'StorageV2'
+  sku: { name: sku }
+  properties: {
+    accessTier: 'Hot'
+    allowBlobPublicAccess: false
+    allowSharedKeyAccess: false
+    allowCrossTenantReplication: false
+    defaultToOAuthAuthentication: true
+    minimumTlsVersion: 'TLS1_2'
+    supportsHttpsTrafficOnly: true
+    publicNetworkAccess: publicAccess ? 'Enabled' : 'Disabled'
+    networkAcls: {
+      defaultAction: publicAccess ? 'Allow' : 'Deny'
+      bypass: 'AzureServices' // Event Grid tells of new blobs
+    }
+  }
+}
+
+resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = {
+  parent: account
+  name: 'default'
+  properties: {
+    deleteRetentionPolicy: restoreDays > 0 ? { enabled: true, days: restoreDays } : { enabled: false }
+    containerDeleteRetentionPolicy: { enabled: true, days: restoreDays > 0 ? restoreDays : 7 }
+  }
+}
+
+resource blobContainers 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = [
+  for container in union(containers, [packages]): {
+    parent: blobs
+    name: container
+    properties: { publicAccess: 'None' }
+  }
+]
+
+resource queueService 'Microsoft.Storage/storageAccounts/queueServices@2023-05-01' = {
+  parent: account
+  name: 'default'
+}
+
+resource storageQueues 'Microsoft.Storage/storageAccounts/queueServices/queues@2023-05-01' = [
+  for queue in queues: {
+    parent: queueService
+    name: queue
+  }
+]
+
+output id string = account.id
+output name string = account.name
+output packageContainer string = packages
