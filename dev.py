@@ -35,7 +35,7 @@ START_SECONDS = 90
 def main() -> int:
     """The command line; the exit code."""
     options, rest = _parser().parse_known_args()
-    if rest and options.command not in ("test", "bench", "load", "export", "reindex"):
+    if rest and options.command not in ("test", "bench", "load", "import", "export", "reindex"):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("load", help="upload files and folders by STOW-RS", add_help=False)
     command.set_defaults(action=load)
+
+    command = commands.add_parser("import", help="import a folder or a container", add_help=False)
+    command.set_defaults(action=import_files)
 
     command = commands.add_parser(
         "export", help="export instances to a container of Blob Storage", add_help=False
@@ -144,6 +147,11 @@ def load(_options: argparse.Namespace, rest: list[str]) -> int:
 def export(_options: argparse.Namespace, rest: list[str]) -> int:
     """Export instances of a running server."""
     return _run(_set_up(azurite=False), "-m", "devhost.export", *rest)
+
+
+def import_files(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Have a running server import a folder or a container."""
+    return _run(_set_up(azurite=False), "-m", "devhost.importer", *rest)
 
 
 def check(_options: argparse.Namespace, _rest: list[str]) -> int:

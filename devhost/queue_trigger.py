@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 import logging
+import os
 
 from azure.core.exceptions import AzureError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.queue import QueueMessage
@@ -23,7 +24,7 @@ from devhost.settings import HostSettings
 
 log = logging.getLogger("devhost.triggers")
 
-_LEASE_SECONDS = 30
+_LEASE_SECONDS = int(os.environ.get("DEVHOST_QUEUE_LEASE_SECONDS", "30"))
 _SHORTEST_POLL = 0.1
 
 

@@ -39,6 +39,9 @@ BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}
 WADO_URI = "wado"
 EXPORT = "export"
 
+IMPORT = "import"
+IMPORT_REPORT = "import/{operation}/report"
+
 CAPABILITIES = "v2"
 PARTITIONS = "v2/partitions"
 CHANGE_FEED = "v2/changefeed"

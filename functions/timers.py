@@ -43,9 +43,9 @@ async def tend_operations(timer: func.TimerRequest) -> None:
     revived = await services.operations.revive()
     removed = await services.operations.remove_old()
     await services.update.forget()
-    swept = await services.export.sweep()
+    swept = await services.export.sweep() + await services.imports.sweep()
     if revived or removed or swept:
-        log.info("Woke %d operations; forgot %d; removed %d secrets.", revived, removed, swept)
+        log.info("Woke %d operations; forgot %d; removed %d secrets and reports.", revived, removed, swept)
 
 
 @blueprint.function_name("evict_cached_frames")

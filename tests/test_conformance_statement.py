@@ -145,6 +145,17 @@ def cached(s: Stored) -> httpx.Response:
     return s.get("/metadata", if_none_match=etag)
 
 
+def start_import(s: Stored) -> httpx.Response:
+    """Of a folder of the inbox that is not there."""
+    return s.client.post(
+        "/v2/import", json={"source": {"type": "inbox", "settings": {"prefix": "no such folder/"}}}
+    )
+
+
+def report_of(s: Stored) -> str:
+    return f"/v2/import/{start_import(s).json()['id']}/report"
+
+
 HELD = {"If-None-Match": "*"}
 """Of a client that holds whatever there is."""
 
@@ -220,6 +231,14 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("partitions", 200): lambda s: s.client.get("/v2/partitions"),
     ("partitions", 304): lambda s: s.client.get("/v2/partitions", headers=HELD),
     ("partitions", 406): lambda s: s.client.get("/v2/partitions", headers=NO_SUCH_TYPE),
+    ("imports", 202): start_import,
+    ("imports", 400): lambda s: s.client.post("/v2/import", json={}),
+    ("imports", 413): lambda s: s.client.post("/v2/import", json={"source": "x" * 70_000}),
+    ("imports", 415): lambda s: s.client.post("/v2/import", content=b"{}", headers=DICOM),
+    ("read_import_report", 200): lambda s: s.client.get(report_of(s)),
+    ("read_import_report", 400): lambda s: s.client.get(f"/v2/partitions/a~b/import/{'0' * 32}/report"),
+    ("read_import_report", 404): lambda s: s.client.get(f"/v2/import/{'0' * 32}/report"),
+    ("read_import_report", 406): lambda s: s.client.get(report_of(s), headers=NO_SUCH_TYPE),
     ("operations", 404): lambda s: s.client.get(f"/v2/operations/{'0' * 32}"),
     ("cancel_operation", 404): lambda s: s.client.delete("/v2/operations/none"),
     ("update", 202): lambda s: bulk_update(s, [s.study]),

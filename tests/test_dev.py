@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,11 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -66,13 +70,13 @@ def dev(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_commands_need_the_standard_library_alone() -> None:
     ended = dev("--help")
     assert ended.returncode == 0, ended.stderr
-    for command in ("run", "test", "load", "export", "check", "bench", "viewer", "reindex"):
+    for command in ("run", "test", "load", "import", "export", "check", "bench", "viewer", "reindex"):
         assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
 
 
 def test_commands_are_documented() -> None:
     text = (ROOT / "docs" / "develop.md").read_text()
-    for command in ("run", "test", "load", "export", "check", "bench", "viewer", "reindex"):
+    for command in ("run", "test", "load", "import", "export", "check", "bench", "viewer", "reindex"):
         assert f"python3 dev.py {command}" in text
 
 
@@ -208,6 +212,73 @@ def test_load_reports_what_the_server_refuses(server: Server, folder: Path) -> N
     assert ended.returncode == 1
     assert "12 stored" in ended.stdout
     assert re.search(r"refused .*notes\.txt: 43264: ", ended.stdout)
+
+
+def run_import(*arguments: str, storage: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "devhost.importer", *arguments]
+    environment = os.environ | ({"AzureWebJobsStorage": storage} if storage else {})
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+
+
+def test_import_of_a_folder_sums_up_and_leaves_no_container(server: Server, folder: Path) -> None:
+    storage = server.environment["AzureWebJobsStorage"]
+    partition = f"import-{uuid.uuid4().hex[:8]}"
+    options = ("--url", server.url, "--partition", partition)
+    ended = run_import(str(folder), *options, storage=storage)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "succeeded: 12 stored, 0 replaced, 0 duplicates, 0 skipped, 0 refused" in ended.stdout
+    containers = BlobServiceClient.from_connection_string(storage).list_containers(name_starts_with="import-")
+    assert list(containers) == []
+    found = httpx.get(f"{server.v2}/partitions/{partition}/instances").json()
+    assert len(found) == 12
+
+
+def test_import_reports_what_the_server_refuses(server: Server, folder: Path, tmp_path: Path) -> None:
+    (folder / "notes.txt").write_text("no DICOM at all")
+    report = tmp_path / "report.jsonl"
+    storage = server.environment["AzureWebJobsStorage"]
+    ended = run_import(str(folder), "--url", f"{server.url}/v2", "--report", str(report), storage=storage)
+    assert ended.returncode == 1
+    assert re.search(r"refused notes\.txt: .*\.", ended.stdout)
+    (line,) = report.read_text().splitlines()
+    assert json.loads(line)["failureReason"] == 43264
+
+
+def test_import_of_a_container_by_its_url(server: Server, folder: Path) -> None:
+    service = BlobServiceClient.from_connection_string(server.environment["AzureWebJobsStorage"])
+    container = service.create_container(f"source-{uuid.uuid4().hex[:12]}")
+    for path in find_files([folder])[:3]:
+        container.upload_blob(f"x/{path.name}-{path.parent.name}", path.read_bytes())
+    container.upload_blob("y/junk", b"junk")
+    token = generate_container_sas(
+        str(service.account_name),
+        container.container_name,
+        account_key=service.credential.account_key,
+        permission=ContainerSasPermissions(read=True, list=True, delete=True),
+        expiry=datetime.now(UTC) + timedelta(hours=1),
+    )
+    partition = f"import-{uuid.uuid4().hex[:8]}"
+    options = ("--url", server.url, "--partition", partition, "--prefix", "x/", "--delete-sources")
+    ended = run_import(f"{container.url}?{token}", *options)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "3 stored" in ended.stdout
+    assert [blob.name for blob in container.list_blobs()] == ["y/junk"]
+    assert token not in ended.stdout + ended.stderr
+
+
+def test_import_says_in_one_sentence_what_is_in_the_way(server: Server, folder: Path) -> None:
+    url = f"http://127.0.0.1:{free_ports()[0]}"
+    storage = server.environment["AzureWebJobsStorage"]
+    ended = run_import(str(folder), "--url", url, storage=storage)
+    assert ended.returncode == 2
+    assert ended.stderr == f"No server answers at {url}; start one with `python3 dev.py run`.\n"
+    missing = f"{storage.split('BlobEndpoint=')[1].split(';')[0]}/no-such-container?sig=x&sv=2024-01-01"
+    refused = run_import(missing, "--url", server.url)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert refused.stderr.startswith("HTTP 400: ")
 
 
 def test_load_without_a_server_is_one_sentence(folder: Path) -> None:

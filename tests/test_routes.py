@@ -35,6 +35,8 @@ PATHS = {
     ("GET", f"studies/{STUDY}/instances"): "search_study_instances",
     ("GET", "series"): "search_series",
     ("GET", "instances"): "search_instances",
+    ("POST", "import"): "import_instances",
+    ("GET", f"import/{'0' * 32}/report"): "read_import_report",
     ("GET", "wado"): "retrieve_by_wado_uri",
     ("GET", f"studies/{SERIES}"): "retrieve_series",
     ("DELETE", f"studies/{SERIES}"): "delete_series",

@@ -1,8 +1,8 @@
-"""A blob container outside of the server, into which files are exported.
+"""Blob containers outside of the server: how a client names one, and one into which files are exported.
 
-What names it comes from a client, so it is checked before anything is sent: the scheme is https and the
-host a storage service's (``DICOM_STORAGE_HOSTS``), or the server would carry requests, and the token of
-its own identity, to wherever somebody likes. Locally the emulator on loopback will do, too.
+What names a container comes from a client, so it is checked before anything is sent: the scheme is https
+and the host a storage service's (``DICOM_STORAGE_HOSTS``), or the server would carry requests, and the token
+of its own identity, to wherever somebody likes. Locally the emulator on loopback will do, too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Address:
 
 
 def parse(given: Mapping[str, Any]) -> Address:
-    """The container that the settings of a destination of type ``azureblob`` name.
+    """The container that the settings of a source or a destination of type ``azureblob`` name.
 
     Names are matched without regard to case, as the ancestor does. Raises InvalidRequest, whose message
     quotes nothing: any part may be a secret.
@@ -66,7 +66,7 @@ def parse(given: Mapping[str, Any]) -> Address:
     identity = values.get("useManagedIdentity") or False
     uri, connection = values.get("blobContainerUri") or "", values.get("connectionString") or ""
     if bool(uri) == bool(connection):
-        raise InvalidRequest("The destination needs either blobContainerUri or connectionString.")
+        raise InvalidRequest("A container is named either by blobContainerUri or by connectionString.")
     if uri and values.get("blobContainerName"):
         raise InvalidRequest("blobContainerName goes with connectionString; blobContainerUri names its own.")
     if connection and identity:
@@ -81,7 +81,7 @@ def _values(given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name.lower() not in known or known[name.lower()] in values:
-            raise InvalidRequest(f"The destination's settings are {', '.join(_NAMES)}, each once.")
+            raise InvalidRequest(f"The settings of a container are {', '.join(_NAMES)}, each once.")
         name = known[name.lower()]
         kind = bool if name == "useManagedIdentity" else str
         if value is not None and not isinstance(value, kind):
@@ -140,7 +140,7 @@ def _check_host(scheme: str, host: str, name: str) -> None:
     if scheme != "https":
         raise InvalidRequest(f"{name} must be an https address.")
     if not any(fnmatchcase(host, pattern.lower()) for pattern in config.storage_hosts.split()):
-        raise InvalidRequest(f"{name} is at a host that the server does not export to (DICOM_STORAGE_HOSTS).")
+        raise InvalidRequest(f"{name} is at a host that is not among those of DICOM_STORAGE_HOSTS.")
 
 
 class Destination:

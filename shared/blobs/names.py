@@ -29,6 +29,7 @@ INBOX_FAILED = "inbox-failed"
 CACHE = "cache"
 OPERATIONS = "operations"
 CONTAINERS = DICOM, METADATA, INBOX, INBOX_FAILED, CACHE, OPERATIONS
+"""Those in which the server keeps its data."""
 
 _SEGMENT = r"([0-9A-Za-z.\-]{1,64}~?)"
 _PARTITION = r"([0-9A-Za-z.\-_]{1,64}~?)"
@@ -126,6 +127,21 @@ def operation_prefix(operation: str) -> str:
 def operation_blob(operation: str, what: str) -> str:
     """A blob of an operation in container ``operations``."""
     return f"{operation_prefix(operation)}{what}"
+
+
+def import_record(operation: str, step: int) -> str:
+    """What became of the files of a step of an import, in container ``operations``."""
+    return f"{import_records(operation)}{step:08d}.jsonl"
+
+
+def import_records(operation: str) -> str:
+    """What the names of an import's records begin with."""
+    return f"{operation_prefix(operation)}import-"
+
+
+def is_import_record(name: str) -> bool:
+    """Whether a blob of container ``operations`` is such a record."""
+    return "/import-" in name
 
 
 def exported_file(operation: str, study: str, series: str, instance: str) -> str:

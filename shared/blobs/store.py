@@ -15,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from azure.core import MatchConditions
 from azure.core.exceptions import (
@@ -121,6 +122,15 @@ class BlobStore:
             self._containers[name] = self._service.get_container_client(name)
         return self._containers[name]
 
+    def client_of(self, name: str) -> ContainerClient:
+        """The client of a container, for what reads it as it would read another account's."""
+        return self._container(name)
+
+    def is_own(self, uri: str) -> bool:
+        """Whether a container's URI is that of one in which the server keeps its data."""
+        account, container = _account(uri)
+        return account == _account(f"{self._service.url.rstrip('/')}/-")[0] and container in names.CONTAINERS
+
     # --- whole blobs -------------------------------------------------------------------------------
 
     async def upload(self, container: str, name: str, data: bytes, metadata: dict[str, str]) -> None:
@@ -129,12 +139,14 @@ class BlobStore:
             client = self._container(container).get_blob_client(name)
             await client.upload_blob(data, overwrite=True, metadata=metadata)
 
-    async def create(self, container: str, name: str, data: bytes) -> bool:
+    async def create(
+        self, container: str, name: str, data: bytes, metadata: dict[str, str] | None = None
+    ) -> bool:
         """Write a blob in one request unless there is one of that name; whether it was written."""
         async with _translated():
             client = self._container(container).get_blob_client(name)
             try:
-                await client.upload_blob(data, overwrite=False)
+                await client.upload_blob(data, overwrite=False, metadata=metadata)
             except ResourceExistsError:
                 return False
             return True
@@ -369,6 +381,14 @@ def _blocks(piece: bytes | BlobRange) -> Iterator[bytes | BlobRange]:
 
 def _item(blob: BlobProperties) -> BlobItem:
     return BlobItem(blob.name, blob.size or 0, blob.last_modified, blob.metadata or {})
+
+
+def _account(uri: str) -> tuple[str, str]:
+    """Account and container of a container's URI; an emulator has the account in the path."""
+    parts = urlsplit(uri)
+    segments = parts.path.strip("/").split("/")
+    account = segments[0] if len(segments) > 1 else (parts.hostname or "").partition(".")[0]
+    return account.lower().removesuffix("-secondary"), segments[-1]
 
 
 def _block_id(number: int) -> str:

@@ -19,6 +19,7 @@ _MODULES = frozenset(
         "export",
         "frame_cache",
         "health",
+        "imports",
         "inbox",
         "ingest",
         "metadata",

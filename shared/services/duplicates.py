@@ -14,7 +14,8 @@ from shared.blobs.store import BlobNotFound
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.sql import instances
 
-_PREAMBLE = 128
+PREAMBLE = 128
+"""Bytes at the beginning of a file that say nothing (PS3.10 §7.1)."""
 
 
 async def is_stored(source: str, name: str, key: InstanceKey) -> bool:
@@ -26,16 +27,18 @@ async def is_stored(source: str, name: str, key: InstanceKey) -> bool:
     found = await container.database().read(instances.find_instances, resource)
     if not found:
         return False
-    blobs = container.blob_store()
-    stored = names.file_name(key, found[0].version)
     try:
-        if (await blobs.find(source, name)).size != found[0].size:
-            return False
-        return await _same(
-            blobs.stream(source, name, _PREAMBLE), blobs.stream(names.DICOM, stored, _PREAMBLE)
-        )
+        size = (await container.blob_store().find(source, name)).size
+        file = names.file_name(key, found[0].version)
+        stream = container.blob_store().stream(source, name, PREAMBLE)
+        return size == found[0].size and await has_content(file, stream)
     except BlobNotFound:
         return False
+
+
+async def has_content(file: str, content: AsyncIterator[bytes]) -> bool:
+    """Whether a stored file is ``content``, both from the end of the preamble on. Raises BlobNotFound."""
+    return await _same(content, container.blob_store().stream(names.DICOM, file, PREAMBLE))
 
 
 async def _same(one: AsyncIterator[bytes], other: AsyncIterator[bytes]) -> bool:

@@ -72,7 +72,7 @@ class Kind(Protocol):
         """
 
 
-KINDS: dict[str, str] = {"export": "export", "update": "update"}
+KINDS: dict[str, str] = {"export": "export", "import": "imports", "update": "update"}
 """Types of operations, and the module of ``shared/services`` that does their work."""
 
 _OUTSTANDING = 256  # steps planned and not counted: bounds rows, messages and what a beat reads

@@ -93,12 +93,17 @@ class _Batch:
 
 
 async def store(
-    files: AsyncIterator[AsyncIterator[bytes]], partition: str, study: str = "", replace: bool = False
+    files: AsyncIterator[AsyncIterator[bytes]],
+    partition: str,
+    study: str = "",
+    replace: bool = False,
+    cause: str = "",
 ) -> list[Outcome]:
     """Store files, each a stream of bytes, and say what became of each, in order.
 
     ``study`` restricts them to one study (failure reason 43265 otherwise); ``replace`` puts a file in
-    the place of an instance with the same identifiers instead of refusing it (45070). Raises
+    the place of an instance with the same identifiers instead of refusing it (45070). ``cause`` goes with
+    the blobs: who stores again after a crash can tell what the first attempt stored. Raises
     DependencyUnavailable when nothing could be committed, and what ``files`` raises; then nothing is stored.
     """
     check_partition(partition)
@@ -106,11 +111,12 @@ async def store(
         check_uid(study, "StudyInstanceUID")
     blobs = container.blob_store()
     batch = _Batch()
+    metadata = OURS | ({"cause": cause} if cause else {})
     try:
         async for chunks in files:
-            batch.results.append(await _receive(blobs, chunks, partition, study))
+            batch.results.append(await _receive(blobs, chunks, partition, study, metadata))
             if sum(len(c.body) for c in batch.candidates() if c.body is not None) > _HELD_BYTES:
-                await _upload(blobs, batch.candidates())
+                await _upload(blobs, batch.candidates(), metadata)
         faults.point("store.received")
         _refuse_repeated(batch)
         known = await container.database().read(
@@ -118,7 +124,7 @@ async def store(
         )
         if not replace:
             _refuse(batch, known.versions, failure_reasons.ALREADY_EXISTS)
-        await _upload(blobs, batch.candidates())
+        await _upload(blobs, batch.candidates(), metadata)
         faults.point("store.uploaded")
     except BaseException:
         await _discard(blobs, (r for r in batch.results if isinstance(r, _Candidate)))
@@ -134,11 +140,11 @@ async def store(
 
 
 async def _receive(
-    blobs: BlobStore, chunks: AsyncIterator[bytes], partition: str, study: str
+    blobs: BlobStore, chunks: AsyncIterator[bytes], partition: str, study: str, metadata: dict[str, str]
 ) -> _Candidate | Outcome:
     """Parse one file while it arrives; a large one goes to storage in blocks meanwhile."""
     parser = Part10Parser()
-    upload = BlockUpload(blobs, partition)
+    upload = BlockUpload(blobs, partition, metadata=metadata)
     try:
         async for chunk in chunks:
             parser.feed(chunk)
@@ -290,14 +296,14 @@ def _fail(candidate: _Candidate, reason: int) -> None:
 # --- writing -----------------------------------------------------------------------------------------
 
 
-async def _upload(blobs: BlobStore, candidates: Iterable[_Candidate]) -> None:
+async def _upload(blobs: BlobStore, candidates: Iterable[_Candidate], metadata: dict[str, str]) -> None:
     """Send the bodies still held, in parallel; all have ended when this returns or raises."""
     slots = asyncio.Semaphore(_UPLOADS_IN_FLIGHT)
 
     async def send(candidate: _Candidate) -> None:
         async with slots:
             assert candidate.body is not None
-            await blobs.upload(names.DICOM, candidate.name, candidate.body, OURS)
+            await blobs.upload(names.DICOM, candidate.name, candidate.body, metadata)
             candidate.body = None
 
     results = await asyncio.gather(

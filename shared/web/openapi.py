@@ -224,6 +224,33 @@ _SCHEMAS: Json = {
             "changeDataset": {"$ref": "#/components/schemas/DicomObject"},
         },
     },
+    "Import": {
+        "type": "object",
+        "required": ["source"],
+        "additionalProperties": False,
+        "properties": {
+            "source": {
+                "type": "object",
+                "required": ["type"],
+                "additionalProperties": False,
+                "properties": {
+                    "type": {"enum": ["azureblob", "inbox"]},
+                    "settings": {
+                        "type": "object",
+                        "properties": {
+                            "blobContainerUri": {"type": "string", "format": "uri"},
+                            "useManagedIdentity": {"type": "boolean"},
+                            "connectionString": {"type": "string"},
+                            "blobContainerName": {"type": "string"},
+                            "prefix": {"type": "string", "maxLength": 1024},
+                        },
+                    },
+                },
+            },
+            "duplicates": {"enum": ["skip", "replace"], "default": "skip"},
+            "deleteSources": {"type": "boolean", "default": False},
+        },
+    },
     "OperationReference": {
         "description": "The operation that a request has started.",
         "type": "object",
@@ -316,8 +343,7 @@ def _operation(route: Route, method: str) -> Json:
     if parameters:
         operation["parameters"] = parameters
     if transaction.consumes:
-        consumed = "UpdateSpecification" if route.transaction == "update" else ""
-        content = {media_type: _body(consumed) for media_type in transaction.consumes}
+        content = {media_type: _body(transaction.request) for media_type in transaction.consumes}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 

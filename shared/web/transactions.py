@@ -24,7 +24,8 @@ _UNAVAILABLE = "Blob Storage or SQL does not answer; Retry-After says when to tr
 
 @dataclass(frozen=True)
 class Transaction:
-    """``statuses`` say when each is answered; ``schema`` is the OpenAPI schema of JSON answers.
+    """``statuses`` say when each is answered; ``schema`` is the OpenAPI schema of JSON answers,
+    ``request`` that of JSON bodies.
 
     ``produces`` are the media types of successful answers, ``consumes`` those of the request's body;
     ``answered`` the statuses whose bodies are of those types. Others are problems or have no body.
@@ -36,6 +37,7 @@ class Transaction:
     produces: tuple[str, ...] = ()
     consumes: tuple[str, ...] = ()
     schema: str = ""
+    request: str = ""
     answered: frozenset[int] = field(default=frozenset({200}))
     empty: frozenset[int] = field(default=frozenset({204, 304}))
 
@@ -251,6 +253,38 @@ TRANSACTIONS = {
         produces=("application/json",),
         schema="Partitions",
     ),
+    "imports": Transaction(
+        "Import",
+        "an extension of this server",
+        {
+            202: "the import has begun: an operation",
+            400: "the body or the partition is malformed, or the source cannot be read",
+            403: _UNSAFE,
+            413: "the body is larger than 64 KiB",
+            415: "the body is not application/json",
+            500: _BUG,
+            503: "storage, secret store or source does not answer; Retry-After says when to try again",
+        },
+        produces=("application/json",),
+        consumes=("application/json",),
+        schema="OperationReference",
+        request="Import",
+        answered=frozenset({202}),
+    ),
+    "read_import_report": Transaction(
+        "Import",
+        "an extension of this server",
+        {
+            200: "a line of JSON for every file that was not stored",
+            400: "the partition's name is malformed",
+            403: _UNSAFE,
+            404: "the partition has no such import, or it ended longer ago than such are kept",
+            406: _ACCEPT,
+            500: _BUG,
+            503: _UNAVAILABLE,
+        },
+        produces=("application/x-ndjson",),
+    ),
     "operations": Transaction(
         "Operations",
         "an extension of this server",
@@ -297,6 +331,7 @@ TRANSACTIONS = {
         produces=("application/json",),
         consumes=("application/json",),
         schema="OperationReference",
+        request="UpdateSpecification",
         answered=frozenset({202}),
     ),
     "export": Transaction(
