@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from azure.storage.blob import BlobServiceClient
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -28,6 +29,7 @@ from pydicom.uid import generate_uid
 from shared.dicom.identifiers import DEFAULT_PARTITION
 from tests.conftest import Server
 from tests.dicom_files import make_dataset, multipart, read_multipart, to_file
+from tests.operations_harness import wait_for_end
 
 SIDE = 16
 PRIVATE_BYTES = 40_000
@@ -86,6 +88,7 @@ class Tenant:
     marker: str = field(default_factory=lambda: f"MARK{uuid.uuid4().hex}")
     stored: dict[Uids, int] = field(default_factory=dict)
     generations: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    imports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.http = httpx.Client(timeout=120, transport=_TRANSPORT)
@@ -135,6 +138,33 @@ class Tenant:
             (uids,) = (u for u in wanted if u.instance == uid)
             self.stored[uids] = generations[uids]
         return response
+
+    def import_file(self, uids: Uids) -> None:
+        """Have a new generation of an instance imported, and junk that will be in the report."""
+        generation = next(self.generations)
+        connection = self.server.environment["AzureWebJobsStorage"]
+        source = BlobServiceClient.from_connection_string(connection).create_container(
+            f"source-{uuid.uuid4().hex[:12]}"
+        )
+        source.upload_blob("file", to_file(self.dataset(uids, generation)))
+        source.upload_blob(f"junk of {self.marker}", b"junk")
+        settings = {"connectionString": connection, "blobContainerName": source.container_name}
+        body = {"source": {"type": "azureblob", "settings": settings}, "duplicates": "replace"}
+        response = self.request("POST", "import", json=body)
+        assert response.status_code == 202, response.text
+        results = wait_for_end(response.json()["href"], 120)["results"]
+        assert results["stored"] + results["replaced"] == results["refused"] == 1, results
+        self.stored[uids] = generation
+        self.imports.append(response.json()["id"])
+        source.delete_container()
+
+    def read_reports(self) -> None:
+        """A report of one's own shows what is one's own, and one of another is not there."""
+        for id in self.imports[-2:]:
+            assert self.marker in self.get(f"import/{id}/report").text
+        for other in self.others:
+            for id in other.imports[-2:]:
+                assert self.get(f"import/{id}/report").status_code == 404
 
     def forget(self, prefix: str) -> int:
         """Delete what is below a path; the status."""

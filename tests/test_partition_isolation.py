@@ -194,6 +194,7 @@ READS: dict[str, Probe] = {
     "read_openapi": without_instances("v2/openapi.json"),
     "read_operation": no_such_operation("GET"),
     "cancel_operation": no_such_operation("DELETE"),
+    "read_import_report": lambda t, _: t.read_reports(),
     "check_health": without_instances("health/check"),
 }
 """What reads, by name of its handler; several readers run at once in every partition."""
@@ -203,12 +204,19 @@ WRITES: dict[str, Probe] = {
     "store_study_instances": lambda t, u: t.store(u, path=u.study_path),
     "upsert_instances": lambda t, _: t.store(*random.sample(t.known, 4), method="PUT"),
     "upsert_study_instances": lambda t, u: t.store(u, path=u.study_path, method="PUT"),
+    "import_instances": lambda t, u: t.import_file(u),
     "delete_study": lambda t, u: t.forget(u.study_path),
     "delete_series": lambda t, u: t.forget(u.series_path),
     "delete_instance": lambda t, u: t.forget(u.path),
 }
 """What writes; one writer a partition, which knows what must be there in the end."""
-WEIGHTS = {"upsert_instances": 8, "store_instances": 6, "delete_study": 1, "delete_series": 1}
+WEIGHTS = {
+    "upsert_instances": 8,
+    "store_instances": 6,
+    "delete_study": 1,
+    "delete_series": 1,
+    "import_instances": 0.3,
+}
 ROUNDS = 2
 READERS = 4
 
