@@ -158,6 +158,17 @@ class Tenant:
         self.imports.append(response.json()["id"])
         source.delete_container()
 
+    def update_study(self, uids: Uids) -> None:
+        """Have the description of a study changed, which succeeds where there is such a study here."""
+        description = {"00081030": {"vr": "LO", "Value": [f"{self.marker} updated"]}}
+        body = {"studyInstanceUids": [uids.study], "changeDataset": description}
+        response = self.request("POST", "studies/$bulkUpdate", json=body)
+        assert response.status_code == 202, response.text
+        operation = wait_for_end(response.json()["href"], 120)
+        there = sum(one.study == uids.study for one in self.stored)
+        assert operation["status"] == ("succeeded" if there else "failed"), operation
+        assert operation["results"]["instanceUpdated"] == there
+
     def read_reports(self) -> None:
         """A report of one's own shows what is one's own, and one of another is not there."""
         for id in self.imports[-2:]:

@@ -205,6 +205,7 @@ WRITES: dict[str, Probe] = {
     "upsert_instances": lambda t, _: t.store(*random.sample(t.known, 4), method="PUT"),
     "upsert_study_instances": lambda t, u: t.store(u, path=u.study_path, method="PUT"),
     "import_instances": lambda t, u: t.import_file(u),
+    "bulk_update": lambda t, u: t.update_study(u),
     "delete_study": lambda t, u: t.forget(u.study_path),
     "delete_series": lambda t, u: t.forget(u.series_path),
     "delete_instance": lambda t, u: t.forget(u.path),
