@@ -149,6 +149,15 @@ def test_pixels_that_look_like_a_marker_of_another_syntax_are_pixels(value: int)
     np.testing.assert_array_equal(decode(encoded.data, image, RLE).pixels, pixels)
 
 
+def test_a_frame_that_a_codec_fails_on_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("the codec's own words")
+
+    monkeypatch.setitem(transcode._ENCODERS, RLE, fail)
+    with pytest.raises(ValueError, match=r"^A frame cannot be encoded in transfer syntax 1\.2.*\.$"):
+        transcode.encode(made(KINDS["grey 8"]), RLE)
+
+
 # --- over the wire -----------------------------------------------------------------------------------
 
 

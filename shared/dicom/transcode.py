@@ -122,7 +122,11 @@ def encode(frame: DecodedFrame, target: str) -> EncodedFrame:
     image = replace(frame.image, photometric_interpretation=_encoded_colour(frame.image, target))
     if target == RLE and image.samples_per_pixel > 1:
         image = replace(image, planar_configuration=1)
-    return EncodedFrame(bytes(_ENCODERS[target](frame.pixels, frame.image)), image)
+    try:
+        data = bytes(_ENCODERS[target](frame.pixels, frame.image))
+    except Exception as error:  # codecs have exceptions of their own
+        raise ValueError(f"A frame cannot be encoded in transfer syntax {target}.") from error
+    return EncodedFrame(data, image)
 
 
 def _encoded_colour(image: ImagePixel, target: str) -> str:

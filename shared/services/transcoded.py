@@ -251,7 +251,7 @@ async def read_instance(
 
     async def chunks() -> AsyncIterator[bytes]:
         yield start
-        async with aclosing(results), aclosing(made), aclosing(frames):
+        async with aclosing(made), aclosing(frames):
             async for chunk in frames:
                 yield chunk
         if end:
@@ -304,21 +304,23 @@ async def _items(
 
 
 async def _described_alike(
-    stored: StoredInstance, results: AsyncIterator[EncodedFrame | CorruptFrame]
+    stored: StoredInstance, results: AsyncGenerator[EncodedFrame | CorruptFrame, None]
 ) -> AsyncGenerator[EncodedFrame, None]:
     """All frames, which the data set's attributes describe if they describe the first. Raises NotAcceptable
     in the place of one that cannot be had."""
     first: EncodedFrame | None = None
     number = 0
-    async for frame in results:
-        number += 1
-        which = f"Frame {number}: " if stored.number_of_frames > 1 else ""
-        if isinstance(frame, CorruptFrame):
-            raise NotAcceptable(f"{which}{frame} {_as_stored(stored)}")
-        first = first or frame
-        if frame.image != first.image:
-            raise NotAcceptable(f"{which}It is not in the colour space of the first. {_as_stored(stored)}")
-        yield frame
+    async with aclosing(results):
+        async for frame in results:
+            number += 1
+            which = f"Frame {number}: " if stored.number_of_frames > 1 else ""
+            if isinstance(frame, CorruptFrame):
+                raise NotAcceptable(f"{which}{frame} {_as_stored(stored)}")
+            first = first or frame
+            if frame.image != first.image:
+                why = "It is not in the colour space of the first."
+                raise NotAcceptable(f"{which}{why} {_as_stored(stored)}")
+            yield frame
 
 
 def _edits(
