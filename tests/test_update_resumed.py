@@ -10,17 +10,22 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+import sqlglot
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+from sqlalchemy.dialects import mssql
 
 from shared import container, faults
 from shared.blobs import names
+from shared.blobs.store import BlobNotFound, BlobRange
 from shared.dicom.identifiers import DEFAULT_PARTITION, InstanceKey, Resource
 from shared.errors import DependencyUnavailable
 from shared.operations.operation import SUCCEEDED, Operation, Tally
@@ -328,3 +333,114 @@ async def test_an_update_that_ends_early_leaves_nothing(
     found = await archive.clean()
     assert sorted(found.files.values()) == sorted(files)
     assert updates_in_feed(archive) == 0
+
+
+async def test_every_statement_of_an_updates_life_is_t_sql(archive: Archive) -> None:
+    statements: dict[str, sa.ClauseElement] = {}
+
+    def executed(_connection: Any, statement: Any, many: Any, one: Any, _options: Any) -> None:
+        if not isinstance(statement, sa.ClauseElement):
+            return
+        names = list((many or [one])[0])
+        dialect = mssql.dialect()  # type: ignore[no-untyped-call]
+        dialect._supports_offset_fetch = True  # SQL Server 2012 and later
+        options = {"render_postcompile": True}
+        compiled = statement.compile(dialect=dialect, column_keys=names or None, compile_kwargs=options)
+        statements[str(compiled)] = statement
+
+    study, series = generate_uid(), generate_uid()
+    gone, replaced, kept = (make_file(study, series) for _ in range(3))
+    await keep(gone, replaced, kept)
+    sa.event.listen(container.database().engine, "before_execute", executed)
+    first = await begin(study, "First^Name")
+    await work(first)
+    await update.finish(first, Tally(done=1))
+    await work(await begin(study, "Second^Name"))
+    await retrieve.find(Resource(DEFAULT_PARTITION, study), original=True)
+    await update.forget()
+    key = key_of(replaced)
+    await keep(make_file(study, series, key.instance, PatientID="OTHER"), replace=True)
+    await delete.delete(resource(key_of(gone)))
+    found = await archive.clean()
+    assert set(found.originals) == {key_of(kept)}
+    text = " ".join(statements)
+    for table in ("original_instance", "prepared_update", "updated_study"):
+        for verb in ("INSERT INTO", "DELETE FROM", "FROM"):
+            assert f"{verb} {table}" in text, (verb, table)
+    assert "WITH (HOLDLOCK)" in text
+    for sql in statements:
+        (parsed,) = sqlglot.parse(re.sub(r"(?<!:):(\w+)", r"@\1", sql), dialect="tsql")
+        assert parsed is not None
+        assert parsed.find(sqlglot.exp.Command) is None, sql
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_storage_composes_a_blob_and_where_it_refuses_the_server_does(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    blobs = container.blob_store()
+    source = bytes(range(256)) * 40_000  # 10 MB
+    await blobs.upload(names.INBOX, "source", source, {})
+    if refused:  # by a URL that nothing authorises
+
+        async def unauthorised(_container: str, name: str) -> tuple[str, dict[str, str]]:
+            return blobs._container(names.INBOX).get_blob_client(name).url, {}
+
+        monkeypatch.setattr(blobs, "_readable", unauthorised)
+    read = 0
+    stream = blobs.stream
+
+    async def counted(*arguments: Any) -> AsyncIterator[bytes]:
+        nonlocal read
+        async for chunk in stream(*arguments):
+            read += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(blobs, "stream", counted)
+    ranged = blobs._ranged_reads.read
+
+    async def counted_range(*arguments: Any) -> bytes:
+        nonlocal read
+        data = await ranged(*arguments)
+        read += len(data)
+        return data
+
+    monkeypatch.setattr(blobs._ranged_reads, "read", counted_range)
+    pieces = [b"head", BlobRange("source", 1000, 9_000_000), b"tail", BlobRange("source", 0, 5)]
+    await blobs.compose(names.INBOX, "target", pieces, {"some": "metadata"})
+    assert read == (9_000_005 if refused else 0)
+    monkeypatch.undo()
+    expected = b"head" + source[1000:9_001_000] + b"tail" + source[:5]
+    assert await blobs.read(names.INBOX, "target", 0, len(expected)) == expected
+    item = await blobs.find(names.INBOX, "target")
+    assert (item.size, item.metadata) == (len(expected), {"some": "metadata"})
+    with pytest.raises(BlobNotFound):
+        await blobs.compose(names.INBOX, "other", [BlobRange("no such blob", 0, 10)], {})
+    for name in ("source", "target"):
+        await blobs.delete(names.INBOX, name)
+
+
+async def test_pixel_data_of_a_large_file_does_not_come_through_the_server(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_file(Rows=2048, Columns=2048, PixelData=bytes(range(256)) * (2048 * 8 * 4))
+    assert len(file) > 8_000_000
+    await keep(file)
+    sent = 0
+    stage = container.blob_store().stage_block
+
+    async def staged(container: str, name: str, number: int, data: bytes) -> None:
+        nonlocal sent
+        sent += len(data)
+        await stage(container, name, number, data)
+
+    monkeypatch.setattr(container.blob_store(), "stage_block", staged)
+    key = key_of(file)
+    assert await work(await begin(key.study, "Roe^Richard")) == Tally(done=1)
+    assert 0 < sent < 2000
+    monkeypatch.undo()
+    found = await archive.clean()
+    changed = dcmread(io.BytesIO(found.files[key]))
+    assert changed.PixelData == dcmread(io.BytesIO(file)).PixelData
+    assert changed.PatientName == "Roe^Richard"
+    assert found.originals == {key: file}
