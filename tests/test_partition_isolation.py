@@ -245,6 +245,8 @@ def test_nothing_of_a_partition_shows_in_another(start_server: StartServer) -> N
     assert len(found.files) == sum(len(tenant.stored) for tenant in owners)
     for key, file in found.files.items():
         by_name[key.partition].look_at("application/dicom", file)
+    for key, file in found.originals.items():
+        by_name[key.partition].look_at("application/dicom", file)
     for key, document in found.documents.items():
         assert document["00100020"]["Value"] == [by_name[key.partition].marker]
     server.close()
