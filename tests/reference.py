@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -56,6 +57,7 @@ def _attribute_matches(dataset: Dataset, keyword: str, query: str, options: Opti
     return any(_value_matches(vr, value, query, options, time_zone) for value in _values(dataset, keyword))
 
 
+@cache
 def _vr(keyword: str) -> str:
     dataset = Dataset()
     setattr(dataset, keyword, None)
