@@ -12,7 +12,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -27,6 +27,7 @@ from sqlalchemy.dialects import mssql, sqlite
 from shared.dicom import normalise
 from shared.dicom.attributes import Level, Matching, indexed
 from shared.dicom.identifiers import Resource
+from shared.dicom.search_terms import Position
 from shared.sql import search as index
 from shared.sql import tables
 from shared.sql.engine import Database
@@ -600,6 +601,19 @@ QUERIES = [
     (Level.INSTANCE, "", "", "SOPInstanceUID=1.2"),
     (Level.INSTANCE, "", "", "PatientID=A&InstanceNumber=1&offset=7"),
     (Level.INSTANCE, "", "", "SOPClassUID=1.2,1.3&SeriesInstanceUID=1.4,1.5"),
+    (Level.STUDY, "", "", "ProcedureCodeSequence.CodeValue=A&ProcedureCodeSequence.CodeMeaning=B*"),
+    (Level.STUDY, "", "", "PatientWeight=70.5&PatientSex=M"),
+    (Level.STUDY, "", "", "OtherPatientNames=jo&fuzzymatching=true&PatientID=A"),
+    (Level.STUDY, "", "", "orderby=-StudyDate,PatientName"),
+    (Level.SERIES, "", "", "orderby=PatientName&Modality=CT"),
+    (Level.SERIES, "", "", "FrameOfReferenceUID=1.2,1.3"),
+    (Level.INSTANCE, "", "", "ImageType=A"),
+    (Level.INSTANCE, "", "", "ImageType=A&PatientID=B&Laterality=L"),
+    (Level.INSTANCE, "", "", "AcquisitionDateTime=2020%2B0100-2021"),
+    (Level.INSTANCE, "", "", "AcquisitionDateTime=2020%2B0100-"),
+    (Level.PATIENT, "", "", ""),
+    (Level.PATIENT, "", "", "PatientName=Do*&orderby=PatientName"),
+    (Level.PATIENT, "", "", "OtherPatientIDsSequence.PatientID=A"),
 ]
 
 
@@ -618,6 +632,28 @@ def test_statements_are_t_sql(level: Level, study: str, series: str, query: str)
     assert parsed.find(sqlglot.exp.Command) is None
     assert "ORDER BY" in text.split(") AS page")[0], "a page must be ordered"
     assert "OPENJSON" in text or "1.2,1.3" not in query
+
+
+def parsed_t_sql(statement: sa.Select[Any]) -> str:
+    dialect = mssql.dialect()
+    dialect._supports_offset_fetch = True
+    text = str(statement.compile(dialect=dialect))
+    (parsed,) = sqlglot.parse(text.replace(":", "@"), dialect="tsql")
+    assert parsed is not None
+    assert parsed.find(sqlglot.exp.Command) is None
+    return text
+
+
+@pytest.mark.parametrize(("level", "study", "series", "query"), QUERIES)
+def test_counts_and_pages_by_cursor_are_t_sql(level: Level, study: str, series: str, query: str) -> None:
+    parameters = parse_qsl(query, keep_blank_values=True)
+    asked = search_query(level, Resource("p", study, series), [p for p in parameters if p[0] != "offset"])
+    parsed_t_sql(index.count_statement(asked))
+    for value in ("a", None):
+        after = Position(tuple(value for _ in asked.order), 7)
+        later = replace(asked, after=after)
+        make = index.patient_statement if level is Level.PATIENT else index.statement
+        assert re.search("[<>] ", parsed_t_sql(make(later)))
 
 
 def test_a_list_of_uids_is_one_parameter() -> None:
@@ -672,6 +708,47 @@ def test_a_list_of_uids_is_one_parameter() -> None:
         (Level.SERIES, "", "", "Modality=CT", "ix_series_modality (partition_key=? AND modality=?)"),
         (Level.INSTANCE, "1.2", "", "InstanceNumber=1", "(partition_key=? AND study_instance_uid=?)"),
         (Level.INSTANCE, "", "", "SOPInstanceUID=1.2", "(partition_key=? AND sop_instance_uid=?)"),
+        (
+            Level.STUDY,
+            "",
+            "",
+            "PatientSex=M&PatientID=A&StudyDate=20200101-&orderby=-StudyTime",
+            "ix_study_patient_id (partition_key=? AND patient_id=?)",
+        ),
+        (Level.STUDY, "", "", "orderby=-StudyDate", "ix_study_study_date (partition_key=?)"),
+        (
+            Level.STUDY,
+            "",
+            "",
+            "ProcedureCodeSequence.CodeValue=A&ProcedureCodeSequence.CodingSchemeDesignator=B",
+            "ix_attribute_value_text (partition_key=? AND attribute=? AND text=?)",
+        ),
+        (Level.STUDY, "", "", "PatientWeight=70", "ix_attribute_value_number"),
+        (
+            Level.INSTANCE,
+            "",
+            "",
+            "ImageType=A&PatientID=B",
+            "ix_attribute_value_owner (study_key=? AND level=? AND series_key=? AND owner_key=?)",
+        ),
+        (Level.INSTANCE, "", "", "ImageType=A", "ix_attribute_value_text"),
+        (Level.INSTANCE, "", "", "Modality=CT", "ix_instance_partition_key (partition_key=?)"),
+        (Level.INSTANCE, "", "", "limit=100&offset=4900", "ix_instance_partition_key (partition_key=?)"),
+        (
+            Level.INSTANCE,
+            "",
+            "",
+            "AcquisitionDateTime=2020%2B0100-2021%2B0100",
+            "ix_instance_acquisition_date_time (partition_key=? AND acquisition_date_time>?",
+        ),
+        (Level.PATIENT, "", "", "", "ix_patient_partition_key (partition_key=?)"),
+        (
+            Level.PATIENT,
+            "",
+            "",
+            "PatientName=Do*",
+            "ix_patient_patient_name (partition_key=? AND patient_name>?",
+        ),
         (
             Level.INSTANCE,
             "",
