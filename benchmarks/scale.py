@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.report import write_table
 from shared.dicom.attributes import MATCHING_OF_VR, Attribute, Level
 from shared.dicom.identifiers import Resource
-from shared.dicom.search_terms import SearchQuery
+from shared.dicom.search_terms import SearchQuery, parse_term
 from shared.sql import search, tables
 from shared.sql.engine import Database
 from shared.web.query_params import search_query
@@ -225,7 +225,13 @@ def _add_series(
 
 
 def _parsed(index: Index, level: Level, **parameters: str) -> SearchQuery:
-    return search_query(level, Resource(index.partition), parameters.items(), {"00181000": _TAG})
+    return search_query(level, Resource(index.partition), parameters.items())
+
+
+def _by_tag(index: Index, value: str) -> SearchQuery:
+    term = parse_term(_TAG, value)
+    assert term is not None
+    return replace(_parsed(index, _TAG.level), terms=(term,))
 
 
 def _some_study(index: Index, chance: random.Random) -> int:
@@ -246,7 +252,7 @@ def searches(index: Index, chance: random.Random) -> Iterator[tuple[str, SearchQ
     yield "Accession number", _parsed(index, Level.STUDY, AccessionNumber=f"A{number:07d}")
     yield (
         "Extended query tag (20 series)",
-        _parsed(index, Level.SERIES, **{"00181000": f"Device {number // 10}"}),
+        _by_tag(index, f"Device {number // 10}"),
     )
     yield "Newest page of studies", _parsed(index, Level.STUDY, limit="100")
     yield "Newest page of patients", _parsed(index, Level.PATIENT, limit="100")
