@@ -39,10 +39,14 @@ def accepted(request: Request, operation: Operation) -> Response:
     """202: the operation that a transaction has started."""
     import orjson
 
-    href = _href(request, operation)
-    body = orjson.dumps({"id": operation.id, "href": href})
-    headers = {"Location": href, "Retry-After": _RETRY_AFTER}
-    return Response(body, status_code=202, media_type="application/json", headers=headers)
+    body = reference(request, operation.id)
+    headers = {"Location": body["href"], "Retry-After": _RETRY_AFTER}
+    return Response(orjson.dumps(body), status_code=202, media_type="application/json", headers=headers)
+
+
+def reference(request: Request, id: str) -> dict[str, str]:
+    """Id and URL of an operation."""
+    return {"id": id, "href": f"{http.base_url(request)}/{routes.OPERATION.replace('{operation}', id)}"}
 
 
 def _status(request: Request, operation: Operation) -> Response:
@@ -61,10 +65,6 @@ def _status(request: Request, operation: Operation) -> Response:
     }
     headers = {"Cache-Control": "no-store"}
     if not operation.ended:
-        headers |= {"Retry-After": _RETRY_AFTER, "Location": _href(request, operation)}
+        headers |= {"Retry-After": _RETRY_AFTER, "Location": reference(request, operation.id)["href"]}
     status = 200 if operation.ended else 202
     return Response(orjson.dumps(body), status_code=status, media_type="application/json", headers=headers)
-
-
-def _href(request: Request, operation: Operation) -> str:
-    return f"{http.base_url(request)}/{routes.OPERATION.replace('{operation}', operation.id)}"

@@ -71,7 +71,10 @@ async def _search(request: Request, level: str) -> Response:
         raise NotAcceptable("A search answers with application/dicom+json.")
     resource = http.resource(request)
     parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "accept"]
-    asked = query_params.search_request(Level[level], resource, parameters)
+    tags = None
+    if query_params.names_query_tags(parameters):
+        tags = await services.query_tags.for_search()
+    asked = query_params.search_request(Level[level], resource, parameters, tags)
     root = http.service_root(request, resource.partition)
     page = await services.search.search(asked.query, root, asked.count)
     if page.results:
@@ -84,6 +87,9 @@ async def _search(request: Request, level: str) -> Response:
         position = query_params.cursor(asked, page.last)
         response.headers["Link"] = f'<{_next_page(request, position)}>; rel="next"'
         response.headers["Warning"] = '299 - "There are additional results that can be requested."'
+    erroneous = [tag.path for tag in asked.query.query_tags if tag.erroneous]
+    if erroneous:
+        response.headers["erroneous-dicom-attributes"] = ",".join(erroneous)
     return response
 
 

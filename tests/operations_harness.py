@@ -1,22 +1,31 @@
 """Long-running operations under test.
 
 :class:`Worker` works off the queues in the test's own process, message by message: tests decide what comes
-twice, late or never. :func:`wait_for_end` waits for an operation of a server.
+twice, late or never. :func:`wait_for_end` waits for an operation of a server. :class:`TwoServers` runs an
+app on two hosts and kills them in turn.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
+import random
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 from azure.storage.queue import QueueMessage
 from azure.storage.queue.aio import QueueServiceClient
+from pydicom.uid import generate_uid
 
 from shared.operations import queue
 from shared.services import operations
+from tests.conftest import Server, StartServer
+from tests.dicom_files import make_file, multipart
 
 Json = dict[str, Any]
 
@@ -30,7 +39,17 @@ COORDINATOR_POINTS = (
     "operations.ended",
 )
 STEP_POINTS = ("operations.step_started", "operations.step_worked", "operations.step_finished")
-POINTS = {"operations.created", *COORDINATOR_POINTS, *STEP_POINTS}
+TAG_POINTS = (
+    "query_tags.announced",
+    "query_tags.added",
+    "query_tags.deleting",
+    "reindex.read",
+    "reindex.written",
+    "reindex.ready",
+    "tag_deletion.removed",
+    "tag_deletion.forgotten",
+)
+POINTS = {"operations.created", *COORDINATOR_POINTS, *STEP_POINTS, *TAG_POINTS}
 """Where operations may be cut off."""
 
 
@@ -112,3 +131,91 @@ def wait_for_end(url: str, seconds: float = 60.0) -> Json:
         assert int(response.headers["Retry-After"]) > 0
         assert time.monotonic() < deadline, f"the operation has not ended: {body}"
         time.sleep(0.2)
+
+
+class TwoServers:
+    """Two hosts of the app on one storage and one database: a scaled-out app whose instances get killed."""
+
+    def __init__(self, start_server: StartServer, **environment: str) -> None:
+        options = {"DEVHOST_QUEUE_LEASE_SECONDS": "5", "DICOM_OPERATIONS_SCHEDULE": "*/5 * * * * *"}
+        first = start_server(workers=1, own_storage=True, **options, **environment)
+        shared = {name: first.environment[name] for name in ("AzureWebJobsStorage", "DICOM_SQL_URL")}
+        self.servers = [first, start_server(workers=1, **shared, **options, **environment)]
+        self.kills = 0
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """A request to whichever host answers; ``path`` begins at the root.
+
+        It may have been worked on twice.
+        """
+        deadline = time.monotonic() + 60
+        while True:
+            for server in self.servers:
+                with contextlib.suppress(httpx.TransportError):
+                    response = httpx.request(method, f"{server.url}{path}", timeout=60, **options)
+                    if response.status_code != 503:
+                        return response
+            assert time.monotonic() < deadline, "no host answers"
+            time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def killing(self, longest: float = 4.0) -> Iterator[None]:
+        """Kill one of the hosts every few seconds: SIGKILL to all its processes, and start it again."""
+        stop = threading.Event()
+
+        def kill() -> None:
+            chance = random.Random(1)
+            while not stop.wait(chance.uniform(0.5, longest)):
+                victim = self.servers[self.kills % 2]
+                victim.kill()
+                self.kills += 1
+                victim.restart()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            killer.join()
+
+    def wait_for_end(self, id: str, seconds: float) -> Json:
+        """The operation once it has ended; what it says until then must not be more than is so."""
+        deadline = time.monotonic() + seconds
+        percent = 0
+        while True:
+            response = self.request("GET", f"/v2/operations/{id}")
+            body: Json = response.json()
+            if response.status_code == 200:
+                return body
+            assert response.status_code == 202, response.text
+            assert body["status"] in ("notStarted", "running"), body
+            assert percent <= body["percentComplete"] < 100
+            percent = body["percentComplete"]
+            assert time.monotonic() < deadline, f"the operation has not ended: {body}"
+            time.sleep(0.2)
+
+
+def store_many(server: Server, count: int, a_study: int = 100, **attributes: Any) -> list[str]:
+    """Store ``count`` small instances, ``a_study`` in each study; the Study Instance UIDs.
+
+    InstanceNumber and SliceThickness count from 1; further attributes are given by keyword.
+    """
+    studies = []
+    with httpx.Client(timeout=120) as client:
+        for start in range(0, count, a_study):
+            study, series = generate_uid(), generate_uid()
+            studies.append(study)
+            files = [
+                make_file(
+                    study, series, frames=0, InstanceNumber=number, SliceThickness=str(number), **attributes
+                )
+                for number in range(start + 1, min(start + a_study, count) + 1)
+            ]
+            body, headers = multipart(files)
+            client.post(f"{server.v2}/studies", content=body, headers=headers).raise_for_status()
+    return studies
+
+
+MOST = int(os.environ.get("DICOM_TEST_KILLED_INSTANCES", "1000"))
+"""Instances in the tests that kill servers while an operation runs: 20,000 for the whole of it."""

@@ -29,7 +29,7 @@ from pydicom.uid import (
 )
 
 from devhost import docs
-from functions import http, store
+from functions import http, query_tags, store
 from shared.dicom import failure_reasons, part10, transcode
 from shared.web.transactions import TRANSACTIONS
 from tests.conftest import Server, StartServer
@@ -239,6 +239,32 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("read_import_report", 400): lambda s: s.client.get(f"/v2/partitions/a~b/import/{'0' * 32}/report"),
     ("read_import_report", 404): lambda s: s.client.get(f"/v2/import/{'0' * 32}/report"),
     ("read_import_report", 406): lambda s: s.client.get(report_of(s), headers=NO_SUCH_TYPE),
+    ("query_tags", 200): lambda s: s.client.get("/v2/extendedquerytags"),
+    ("query_tags", 304): lambda s: s.client.get("/v2/extendedquerytags", headers=HELD),
+    ("query_tags", 400): lambda s: s.client.get("/v2/extendedquerytags/nothing"),
+    ("query_tags", 404): lambda s: s.client.get("/v2/extendedquerytags/00180050/errors"),
+    ("add_query_tags", 400): lambda s: s.client.post("/v2/extendedquerytags", json=[]),
+    ("add_query_tags", 409): lambda s: s.client.post(
+        "/v2/extendedquerytags", json=[{"path": "PatientID", "level": "Study"}]
+    ),
+    ("add_query_tags", 413): lambda s: s.client.post(
+        "/v2/extendedquerytags", json=[" " * query_tags.MOST_BYTES]
+    ),
+    ("add_query_tags", 415): lambda s: s.client.post(
+        "/v2/extendedquerytags", content=b"[]", headers={"Content-Type": "text/css"}
+    ),
+    ("update_query_tag", 400): lambda s: s.client.patch("/v2/extendedquerytags/00180050", json=[]),
+    ("update_query_tag", 404): lambda s: s.client.patch(
+        "/v2/extendedquerytags/00180050", json={"queryStatus": "Enabled"}
+    ),
+    ("update_query_tag", 413): lambda s: s.client.patch(
+        "/v2/extendedquerytags/00180050", json=[" " * query_tags.MOST_BYTES]
+    ),
+    ("update_query_tag", 415): lambda s: s.client.patch(
+        "/v2/extendedquerytags/00180050", content=b"{}", headers={"Content-Type": "text/css"}
+    ),
+    ("delete_query_tag", 400): lambda s: s.client.delete("/v2/extendedquerytags/nothing"),
+    ("delete_query_tag", 404): lambda s: s.client.delete("/v2/extendedquerytags/00180050"),
     ("operations", 404): lambda s: s.client.get(f"/v2/operations/{'0' * 32}"),
     ("cancel_operation", 404): lambda s: s.client.delete("/v2/operations/none"),
     ("update", 202): lambda s: bulk_update(s, [s.study]),
@@ -260,6 +286,10 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
 ELSEWHERE = {
     ("read_latest_change", 204),
     ("partitions", 204),
+    ("add_query_tags", 202),
+    ("update_query_tag", 200),
+    ("update_query_tag", 409),
+    ("delete_query_tag", 204),
     *(("operations", status) for status in (200, 202)),
     ("export", 202),
     *(("cancel_operation", status) for status in (200, 202, 409)),

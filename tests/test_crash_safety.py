@@ -76,6 +76,9 @@ TESTED = {
     "store.blocks_committed",
     *operations_harness.POINTS,  # by the tests of operations
     *operations_harness.UPDATE_POINTS,  # by the tests of updates
+    "export.secret_saved",  # these three by the tests of exports
+    "export.files_written",
+    "export.log_written",
 }
 
 

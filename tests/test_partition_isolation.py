@@ -161,6 +161,17 @@ def export(tenant: Tenant, uids: Uids) -> None:
             tenant.look_at("application/dicom", data)
 
 
+def no_such_tag(method: str, path: str = "/00180050") -> Probe:
+    """Extended query tags are of all partitions; what they find is probed as searches are."""
+
+    def probe(tenant: Tenant, _uids: Uids) -> None:
+        url = f"{tenant.server.v2}/extendedquerytags{path}"
+        response = httpx.request(method, url, json={"queryStatus": "Enabled"}, timeout=60)
+        assert response.status_code in (400, 404)
+
+    return probe
+
+
 READS: dict[str, Probe] = {
     "retrieve_study": retrieve(lambda u: u.study_path),
     "retrieve_series": retrieve(lambda u: u.series_path),
@@ -195,6 +206,12 @@ READS: dict[str, Probe] = {
     "read_operation": no_such_operation("GET"),
     "cancel_operation": no_such_operation("DELETE"),
     "read_import_report": lambda t, _: t.read_reports(),
+    "list_query_tags": without_instances("v2/extendedquerytags"),
+    "add_query_tags": no_such_tag("POST", ""),
+    "read_query_tag": no_such_tag("GET"),
+    "update_query_tag": no_such_tag("PATCH"),
+    "delete_query_tag": no_such_tag("DELETE"),
+    "list_query_tag_errors": no_such_tag("GET", "/00180050/errors"),
     "check_health": without_instances("health/check"),
 }
 """What reads, by name of its handler; several readers run at once in every partition."""

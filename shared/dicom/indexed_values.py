@@ -54,6 +54,14 @@ def indexed_values(
     return tuple(found)
 
 
+def unindexed(dataset: Json, attribute: Attribute, time_zone: str = "") -> bool:
+    """Whether a data set has a value of the attribute that cannot be indexed."""
+    return any(
+        value.strip() and _indexed(attribute, item, value, time_zone) is None
+        for item, value in _values(dataset, attribute, attribute.tags, "")
+    )
+
+
 def _values(
     dataset: Json, attribute: Attribute, tags: tuple[str, ...], item: str
 ) -> Iterator[tuple[str, str]]:

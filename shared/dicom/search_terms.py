@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag, tag_for_keyword
 
@@ -18,6 +19,9 @@ from shared.dicom.attributes import Attribute, Level, Matching, at_level, by_pat
 from shared.dicom.identifiers import Resource, check_uid
 from shared.dicom.indexed_values import numeric
 from shared.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from shared.dicom.query_tags import QueryTag
 
 MAX_LENGTH = 1024
 """Characters in the value of one attribute other than a UID list."""
@@ -117,7 +121,8 @@ class SearchQuery:
 
     ``resource`` restricts it to a study or series; ``requested`` holds the tags that were matched or
     named by ``includefield``, ``include_all`` is ``includefield=all``. Results are in the order of ``order``,
-    then the newest first; the page begins ``after`` a position, or at ``offset``.
+    then the newest first; the page begins ``after`` a position, or at ``offset``. ``query_tags`` are the
+    extended query tags that are returned.
     """
 
     level: Level
@@ -129,6 +134,7 @@ class SearchQuery:
     offset: int = 0
     order: tuple[Order, ...] = ()
     after: Position | None = None
+    query_tags: tuple[QueryTag, ...] = ()
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import AsyncIterator
 from hashlib import sha256
 
-from azure.core.exceptions import AzureError, ResourceExistsError, ResourceNotFoundError
+from azure.core import MatchConditions
+from azure.core.exceptions import (
+    AzureError,
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
 from azure.data.tables import UpdateMode
 from azure.data.tables.aio import TableClient, TableServiceClient
 
@@ -14,6 +21,7 @@ from shared.errors import DependencyUnavailable
 
 CURSORS = "cursors"
 INBOX_FAILURES = "inboxfailures"
+QUERY_TAGS = "querytags"
 
 
 class State:
@@ -41,6 +49,42 @@ class State:
         await self._write(
             INBOX_FAILURES, row | {"Name": name, "FailureReason": reason, "Message": message, "Time": time}
         )
+
+    async def query_tags(self) -> tuple[int, str]:
+        """The version and the text saved by :meth:`save_query_tags`; 0 and empty where there is none."""
+        async with _translated():
+            try:
+                row = await self._service.get_table_client(QUERY_TAGS).get_entity("tags", "all")
+            except ResourceNotFoundError:
+                return 0, ""
+            return int(row["Version"]), zlib.decompress(row["Text"]).decode()
+
+    async def save_query_tags(self, version: int, text: str) -> None:
+        """Keep the definitions of the query tags, which SQL alone has otherwise; the newest version stays."""
+        entity: dict[str, object] = {"PartitionKey": "tags", "RowKey": "all", "Version": str(version)}
+        entity["Text"] = zlib.compress(text.encode())
+        while True:
+            async with _translated():
+                client = self._service.get_table_client(QUERY_TAGS)
+                try:
+                    row = await client.get_entity("tags", "all", select=["PartitionKey", "RowKey", "Version"])
+                except ResourceNotFoundError:
+                    with contextlib.suppress(ResourceExistsError):
+                        await client.create_table()
+                    with contextlib.suppress(ResourceExistsError):
+                        await client.create_entity(entity)
+                        return
+                    continue
+                if int(row["Version"]) >= version:
+                    return
+                with contextlib.suppress(ResourceModifiedError):
+                    await client.update_entity(
+                        entity,
+                        UpdateMode.REPLACE,
+                        etag=row.metadata["etag"],
+                        match_condition=MatchConditions.IfNotModified,
+                    )
+                    return
 
     async def _write(self, table: str, entity: dict[str, object]) -> None:
         async with _translated():

@@ -25,6 +25,7 @@ _MODULES = frozenset(
         "metadata",
         "partitions",
         "operations",
+        "query_tags",
         "reindex",
         "rendered",
         "retrieve",

@@ -72,7 +72,13 @@ class Kind(Protocol):
         """
 
 
-KINDS: dict[str, str] = {"export": "export", "import": "imports", "update": "update"}
+KINDS: dict[str, str] = {
+    "deletetag": "tag_deletion",
+    "export": "export",
+    "import": "imports",
+    "reindex": "tag_reindex",
+    "update": "update",
+}
 """Types of operations, and the module of ``shared/services`` that does their work."""
 
 _OUTSTANDING = 256  # steps planned and not counted: bounds rows, messages and what a beat reads
@@ -104,26 +110,47 @@ async def start(type: str, input: Json, resources: Sequence[str] = (), id: str |
     ``input`` is kept in Table Storage: no secrets. ``resources`` are paths below the base path. Raises
     InvalidRequest where the input is too large, Conflict where ``id`` is another operation's.
     """
-    id = id or uuid.uuid4().hex
+    operation = await announce(type, input, resources, id or uuid.uuid4().hex)
+    faults.point("operations.created")
+    if not operation.ended:
+        await begin(operation)
+    return operation
+
+
+async def announce(type: str, input: Json, resources: Sequence[str], id: str) -> Operation:
+    """Keep an operation without beginning it; where nobody does, the timer begins it after some minutes.
+
+    So what an operation works on can be made after its status and before its work: whatever is cut off,
+    none of them is left without the other. Raises as :func:`start`.
+    """
     if type not in KINDS or not _ID.fullmatch(id):
         raise ValueError(f"No operation {type} {id}")
     moment = now()
     operation = Operation(id, type, NOT_STARTED, input, moment, moment, resources=tuple(resources))
     table = container.operation_table()
-    created = await table.create(operation)
-    faults.point("operations.created")
-    if not created:
-        record = await table.find(id)
-        if record is None or (record.operation.type, record.operation.input) != (type, input):
-            raise Conflict("There is another operation with this id.")
-        if record.operation.ended:
-            await table.close_index(record)
-            return record.operation
-        operation = record.operation
-        await _send_beat(id, record.progress.beat, 0)
+    if await table.create(operation):
         return operation
-    await _send_beat(id, 0, 0)
-    return operation
+    record = await table.find(id)
+    if record is None or (record.operation.type, record.operation.input) != (type, input):
+        raise Conflict("There is another operation with this id.")
+    if record.operation.ended:
+        await table.close_index(record)
+    return record.operation
+
+
+async def begin(operation: Operation) -> None:
+    """Send the first message of an operation, or another one."""
+    record = await container.operation_table().find(operation.id)
+    if record is not None and not record.operation.ended:
+        await _send_beat(operation.id, record.progress.beat, 0)
+
+
+async def discard(operation: Operation) -> None:
+    """End an announced operation that must not begin."""
+    record = await container.operation_table().find(operation.id)
+    if record is not None and not record.operation.ended:
+        with contextlib.suppress(Overtaken):
+            await _end(record, record.progress, CANCELED, None, ())
 
 
 async def get(id: str) -> Operation:
@@ -272,6 +299,8 @@ async def _work(message: Message) -> None:
     faults.point("operations.step_worked")
     await table.finish_step(id, number, tally)
     faults.point("operations.step_finished")
+    if number == record.progress.planned - 1 and record.progress.cursor is None:
+        await begin(record.operation)  # perhaps it was the last: the coordinator need not wait for its beat
 
 
 @contextlib.asynccontextmanager
@@ -376,6 +405,8 @@ async def _plan(record: Record) -> Record:
     ):
         progress = record.progress
         page = await _kind(record.operation).plan(record.operation, record.progress.cursor)
+        if not page.steps and page.cursor == progress.cursor:
+            return record  # there is nothing to plan yet
         _check(page)
         faults.point("operations.page_made")
         planned = replace(

@@ -18,7 +18,7 @@ from shared import container
 from shared.blobs import names
 from shared.blobs.store import BlobItem
 from shared.errors import Conflict
-from shared.services import ingest, packs, store, update
+from shared.services import ingest, packs, query_tags, store, update
 from shared.services.packs import SeriesPacks
 from shared.sql import instances, updates
 
@@ -33,6 +33,7 @@ async def reindex(progress: Callable[[int], None] = lambda done: None) -> int:
     """
     if await container.database().read(instances.any_stored):
         raise Conflict("The SQL database is not empty; point DICOM_SQL_URL to a new one.")
+    await query_tags.restore_definitions()
     done = 0
     files = await _newest_versions()
     for start in range(0, len(files), _BATCH):

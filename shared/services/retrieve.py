@@ -457,6 +457,12 @@ async def read_metadata(found: Sequence[StoredInstance], root: str) -> AsyncIter
 
     ``root`` is the URL of the Studies service, for BulkDataURI.
     """
+    async for key, document in read_documents(found):
+        yield with_urls(document, key, root)
+
+
+async def read_documents(found: Sequence[StoredInstance]) -> AsyncIterator[tuple[InstanceKey, bytes]]:
+    """The metadata documents of instances as they are kept, pack by pack. Raises NotFound."""
     by_pack: dict[tuple[str, str, str], list[StoredInstance]] = {}
     for stored in found:
         by_pack.setdefault((stored.key.study, stored.key.series, stored.place.pack), []).append(stored)
@@ -467,11 +473,11 @@ async def read_metadata(found: Sequence[StoredInstance], root: str) -> AsyncIter
         waiting = deque(next(turn))
         try:
             async for stored, document in _cut(waiting, chunks):
-                yield with_urls(document, stored.key, root)
+                yield stored.key, document
         except NotFound:  # a clean-up has moved them to another pack
             for stored in waiting:
                 document = await _read_record(stored, 0, stored.place.document_length)
-                yield with_urls(document, stored.key, root)
+                yield stored.key, document
 
 
 def _documents_span(group: Sequence[StoredInstance]) -> Span:

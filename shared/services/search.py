@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from shared import container
+from shared.dicom import query_tags
 from shared.dicom.attributes import Level
 from shared.dicom.identifiers import InstanceKey
 from shared.dicom.projection import Projection
@@ -67,6 +68,8 @@ async def _results(rows: Sequence[Found], query: SearchQuery, service_root: str)
     tags = sorted({a.tag for a in returned}.union(_ALWAYS))
     parents: dict[str, Json] = {}
     results = [_result(row, tags, empty, parents, service_root) for row in rows]
+    if query.query_tags:
+        results = [_with_tags(result, row, query) for result, row in zip(results, rows, strict=True)]
     if not query.not_indexed or not rows:
         return results
     more = await _from_metadata(rows, query, service_root)
@@ -87,6 +90,17 @@ def _result(row: Found, tags: list[str], empty: Json, parents: dict[str, Json], 
         known = known | _instance(row.instance)
     known = known | {"00081190": {"vr": "UR", "Value": [url]}}
     return {tag: known.get(tag) or empty[tag] for tag in tags if tag in known or tag in empty}
+
+
+def _with_tags(result: Json, row: Found, query: SearchQuery) -> Json:
+    """A result with the values of extended query tags; one that was asked for and has none is empty."""
+    found: Json = {}
+    for text in row.tag_attributes:
+        query_tags.merge(found, query_tags.returned(orjson.loads(text), query.query_tags) if text else {})
+    for tag in query.query_tags:
+        if "." not in tag.path and tag.path not in found:
+            found[tag.path] = {"vr": tag.definition.vr}
+    return dict(sorted((found | result).items()))
 
 
 def _patient(patient: PatientRow) -> Json:

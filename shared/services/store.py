@@ -23,13 +23,15 @@ from shared.dicom.attributes import Level, in_values
 from shared.dicom.identifiers import InstanceKey, check_partition, check_uid, is_uid
 from shared.dicom.indexed_values import IndexedValue, indexed_values
 from shared.dicom.part10 import ParsedInstance, Part10Parser, Warned
+from shared.dicom.query_tags import NO_TAG_SET, TagSet, TagValues, all_values_of
 from shared.errors import DependencyUnavailable, InvalidInstance
-from shared.services import packs
+from shared.services import packs, query_tags
 from shared.services.packs import SeriesPacks
 from shared.settings import settings
 from shared.sql import instances
 from shared.sql.change_feed import timestamp
 from shared.sql.instances import NewInstance, PackMoved
+from shared.sql.query_tags import TagsChanged
 
 log = logging.getLogger(__name__)
 
@@ -343,22 +345,28 @@ async def commit(
     clean-up has moved a pack meanwhile.
     """
     records = [packs.record_of(key, version, parsed) for key, version, parsed in files]
+    places: dict[str, instances.Place] = {}
+    tags = await query_tags.current()
     for _ in range(_COMMIT_ATTEMPTS):
-        places = await packs.write_records(blobs, records, series_packs)
-        faults.point("store.appended")
-        new = [new_instance(key, version, parsed, places[version]) for key, version, parsed in files]
+        if not places:
+            places = await packs.write_records(blobs, records, series_packs)
+            faults.point("store.appended")
+        new = [new_instance(key, version, parsed, places[version], tags) for key, version, parsed in files]
         fresh = frozenset(series_packs.fresh)
         try:
             return await container.database().write(
-                instances.commit_store, partition, new, fresh, replace, cleanup_time()
+                instances.commit_store, partition, new, fresh, replace, cleanup_time(), tags
             )
         except PackMoved as moved:
             series_packs.moved(moved.packs)
-    raise DependencyUnavailable("The metadata of a series is being reorganised; try again later.")
+            places = {}
+        except TagsChanged:
+            tags = await query_tags.refreshed()
+    raise DependencyUnavailable("The study or the query tags are being reorganised; try again later.")
 
 
 def new_instance(
-    key: InstanceKey, version: str, parsed: ParsedInstance, place: instances.Place
+    key: InstanceKey, version: str, parsed: ParsedInstance, place: instances.Place, tags: TagSet = NO_TAG_SET
 ) -> NewInstance:
     """What the index keeps of a parsed file."""
     frames = parsed.frames
@@ -374,7 +382,13 @@ def new_instance(
         attributes=parsed.attributes,
         values=parsed.values | {"SOPClassUID": parsed.identity["SOPClassUID"]},
         indexed_values=_indexed_values(parsed),
+        tag_values=_tag_values(parsed, tags),
     )
+
+
+def _tag_values(parsed: ParsedInstance, tags: TagSet) -> dict[Level, TagValues]:
+    """What the query tags have in a parsed file."""
+    return all_values_of(orjson.loads(parsed.document), tags) if tags.active else {}
 
 
 def _indexed_values(parsed: ParsedInstance) -> dict[Level, tuple[IndexedValue, ...]]:

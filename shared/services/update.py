@@ -15,15 +15,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
+import orjson
+
 from shared import container, faults
 from shared.blobs import names
 from shared.blobs.store import BlobNotFound
+from shared.dicom.attributes import Level
 from shared.dicom.changes import Element, parse_update
 from shared.dicom.identifiers import DEFAULT_PARTITION, check_partition
 from shared.dicom.part10 import ParsedInstance
+from shared.dicom.query_tags import TagSet, TagValues, all_values_of
 from shared.errors import DependencyUnavailable, NotFound
 from shared.operations.operation import SUCCEEDED
-from shared.services import operations, packs, rewrite
+from shared.services import operations, packs, query_tags, retrieve, rewrite
 from shared.services.operations import Json, Operation, OperationFailed, Page, Tally
 from shared.services.packs import SeriesPacks
 from shared.services.rewrite import NotChanged
@@ -143,9 +147,12 @@ async def _update(operation: str, partition: str, study: str, changes: Sequence[
             raise NotChanged("It does not exist.")
         await run.prepare(progress.waiting)
         faults.point("update.prepared")
+        tags = await query_tags.refreshed()
+        if tags.active:
+            await _give_tags(operation, partition, study, tags)
         try:
             committed = await container.database().write(
-                updates.commit, operation, partition, study, cleanup_time()
+                updates.commit, operation, partition, study, cleanup_time(), tags
             )
         except SnapshotConflict:
             continue  # something was stored, or replaced, meanwhile
@@ -156,6 +163,21 @@ async def _update(operation: str, partition: str, study: str, changes: Sequence[
     if run.missing:
         raise NotChanged(f"{run.missing}: Its file is missing.")
     raise DependencyUnavailable("The study keeps changing; try again later.")
+
+
+async def _give_tags(operation: str, partition: str, study: str, tags: TagSet) -> None:
+    """Note what the query tags have in the prepared versions of a study."""
+    waiting = await container.database().read(updates.without_tags, operation, partition, study, tags.version)
+    versions = {stored.key: stored.version for stored in waiting}
+    found: dict[str, dict[Level, TagValues]] = {}
+    try:
+        async for key, document in retrieve.read_documents(waiting):
+            found[versions[key]] = all_values_of(orjson.loads(document), tags)
+    except NotFound:
+        raise DependencyUnavailable(
+            "The metadata of a series is being reorganised; try again later."
+        ) from None
+    await container.database().write(updates.give_tags, tags.version, found)
 
 
 @cache

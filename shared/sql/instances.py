@@ -17,10 +17,12 @@ from shared.dicom import normalise
 from shared.dicom.attributes import Level, Matching, indexed
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.dicom.indexed_values import IndexedValue
-from shared.sql import change_feed, partitions, patients, values
+from shared.dicom.query_tags import NO_TAGS, TagSet, TagValues
+from shared.sql import change_feed, partitions, patients, query_tags, values
 from shared.sql import tables as t
 from shared.sql.change_feed import Change
 from shared.sql.engine import uid_table
+from shared.sql.values import Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Place:
 class NewInstance:
     """An instance to commit. ``attributes`` are JSON objects and ``values`` texts keyed by keyword.
 
-    ``indexed_values`` are the rows of ``attribute_value`` that it makes for itself, its series and its study.
+    ``indexed_values`` are the rows of ``attribute_value`` that it makes for itself, its series and its study,
+    ``tag_values`` those of query tags.
     """
 
     key: InstanceKey
@@ -52,6 +55,18 @@ class NewInstance:
     attributes: dict[Level, str]
     values: dict[str, str]
     indexed_values: dict[Level, tuple[IndexedValue, ...]] = field(default_factory=dict)
+    tag_values: dict[Level, TagValues] = field(default_factory=dict)
+
+    def rows(self, level: Level) -> tuple[IndexedValue, ...]:
+        """The rows of ``attribute_value`` it makes at a level."""
+        return self.indexed_values.get(level, ()) + self._tags(level).rows
+
+    def tag_attributes(self, level: Level) -> str | None:
+        """What its query tags have at a level, as DICOM JSON."""
+        return self._tags(level).json or None
+
+    def _tags(self, level: Level) -> TagValues:
+        return self.tag_values.get(level, NO_TAGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +383,7 @@ def commit_store(
     fresh_packs: frozenset[str],
     replace: bool,
     cleanup_after: str,
+    tags: TagSet,
 ) -> dict[InstanceKey, bool]:
     """Make ``instances`` part of the index; True for each that is now stored under its version.
 
@@ -376,8 +392,10 @@ def commit_store(
     whose answer got lost; what has happened to it since (a delete, a replacement) must not be undone.
     Raises PackMoved when a document lies in a pack that a clean-up has sealed since, or in one of a series
     that has been deleted since; only packs that the caller made itself (``fresh_packs``) may begin a
-    series, because no clean-up knows them.
+    series, because no clean-up knows them. Raises TagsChanged where the query tags are not ``tags``, whose
+    values the instances have.
     """
+    query_tags.hold(connection, tags.version)
     partition_key = partitions.key_of(connection, partition)
     studies = lock_studies(connection, partition_key, {new.key.study for new in instances})
     existing = find_existing(connection, partition, (new.key for new in instances))
@@ -399,7 +417,7 @@ def commit_store(
     for new in writes:
         if new.key in existing.versions:
             _replace(connection, new, written[new.key], existing.versions[new.key], cleanup_after)
-    _write_values_of_instances(connection, writes, written)
+    _write_values_of_instances(connection, writes, written, tags)
     faults.point("store.in_transaction")
     change_feed.append(
         connection,
@@ -506,14 +524,13 @@ def write_parents(
         for new in of_study:
             by_series.setdefault(new.key.series, []).append(new)
         new_series = 0
-        owners = {values.Owner(partition_key, study_key): of_study[-1].indexed_values.get(Level.STUDY, ())}
+        owners = {Owner(partition_key, study_key): of_study[-1].rows(Level.STUDY)}
         for series_uid in sorted(by_series):
             series_key, is_new = _write_series(
                 connection, partition_key, study_key, by_series[series_uid], added
             )
             new_series += is_new
-            owner = values.Owner(partition_key, study_key, series_key)
-            owners[owner] = by_series[series_uid][-1].indexed_values.get(Level.SERIES, ())
+            owners[Owner(partition_key, study_key, series_key)] = by_series[series_uid][-1].rows(Level.SERIES)
             for new in by_series[series_uid]:
                 keys[new.key] = partition_key, study_key, series_key
         _summarise_study(connection, study_key, new_series)
@@ -531,6 +548,7 @@ def _write_study(
     study, last = t.study, instances[-1]
     count = sum(new.key in added for new in instances)
     columns = {"attributes": last.attributes[Level.STUDY], **_columns(Level.STUDY, last.values)}
+    columns["tag_attributes"] = last.tag_attributes(Level.STUDY)
     columns["patient_key"] = patients.patient_key(
         connection, partition_key, last.values, last.attributes[Level.STUDY], columns
     )
@@ -560,6 +578,7 @@ def _write_series(
     series, last = t.series, instances[-1]
     count = sum(new.key in added for new in instances)
     columns = {"attributes": last.attributes[Level.SERIES], **_columns(Level.SERIES, last.values)}
+    columns["tag_attributes"] = last.tag_attributes(Level.SERIES)
     found = connection.execute(
         sa.select(series.c.series_key).where(
             series.c.study_key == study_key, series.c.series_instance_uid == last.key.series
@@ -581,25 +600,29 @@ def _write_series(
 
 
 def _write_values_of_instances(
-    connection: sa.Connection, instances: Sequence[NewInstance], written: dict[InstanceKey, Keys]
+    connection: sa.Connection,
+    instances: Sequence[NewInstance],
+    written: dict[InstanceKey, Keys],
+    tags: TagSet,
 ) -> None:
-    """The rows of ``attribute_value`` of instances that are in the index already."""
-    by_version = {new.version: new for new in instances if new.indexed_values.get(Level.INSTANCE)}
-    if not by_version:
+    """The rows of ``attribute_value`` of instances that are in the index already, and the errors of tags."""
+    if not tags.tags and not any(new.rows(Level.INSTANCE) for new in instances):
         return
+    by_version = {new.version: new for new in instances}
     given = uid_table(sorted(by_version))
     keys = connection.execute(
         sa.select(t.instance.c.instance_key, t.instance.c.series_key, t.instance.c.version).join(
             given, t.instance.c.version == given.c.value
         )
     )
-    rows = []
+    owners: dict[InstanceKey, Owner] = {}
     for instance_key, series_key, version in keys:
-        new = by_version[version]
-        if series_key == written[new.key][2]:  # a copied blob brings its version along
-            owner = values.Owner(*written[new.key], instance_key)
-            rows.append((owner, new.indexed_values[Level.INSTANCE]))
-    values.insert(connection, rows)
+        key = by_version[version].key
+        if series_key == written[key][2]:  # a copied blob brings its version along
+            owners[key] = Owner(*written[key], instance_key)
+    values.insert(connection, [(owners[new.key], new.rows(Level.INSTANCE)) for new in instances])
+    if tags.tags:
+        query_tags.write_errors(connection, tags, [(owners[new.key], new.tag_values) for new in instances])
 
 
 def _summarise_study(connection: sa.Connection, study_key: int, new_series: int) -> None:
@@ -627,7 +650,7 @@ def _replace(
         .outerjoin(o, o.c.instance_key == i.c.instance_key)
         .where(where)
     ).one()
-    values.delete(connection, values.Owner(*keys, found.instance_key))
+    _delete_values(connection, Owner(*keys, found.instance_key))
     rows = [deleted_row(new.key, version, found[0], cleanup_after)]
     if found[2] is not None:
         rows.append(deleted_row(new.key, found[2], found[3], cleanup_after))
@@ -654,6 +677,7 @@ def instance_row(new: NewInstance, partition_key: int, study_key: int, series_ke
         "bulkdata_length": new.place.bulkdata_length,
         "frames_length": new.place.frames_length,
         "attributes": new.attributes[Level.INSTANCE],
+        "tag_attributes": new.tag_attributes(Level.INSTANCE),
         **_columns(Level.INSTANCE, new.values),
     }
 
@@ -794,14 +818,14 @@ def _delete_rows(
         doomed = doomed.where(i.c.sop_instance_uid == resource.instance)
     connection.execute(sa.delete(o).where(o.c.instance_key.in_(doomed)))
     if not resource.series:
-        values.delete(connection, values.Owner(0, study_key), with_children=True)
+        _delete_values(connection, Owner(0, study_key))
         connection.execute(sa.delete(i).where(i.c.study_key == study_key))
         connection.execute(sa.delete(series).where(series.c.study_key == study_key))
         _delete_study(connection, study_key)
         return
     (series_key,) = series_keys
     for instance_key in instance_keys if resource.instance else ():
-        values.delete(connection, values.Owner(0, study_key, series_key, instance_key))
+        _delete_values(connection, Owner(0, study_key, series_key, instance_key))
     of_series = i.c.series_key == series_key
     connection.execute(
         sa.delete(i).where(
@@ -814,9 +838,15 @@ def _delete_rows(
             sa.update(series).where(series.c.series_key == series_key).values(number_of_instances=left)
         )
     else:
-        values.delete(connection, values.Owner(0, study_key, series_key), with_children=True)
+        _delete_values(connection, Owner(0, study_key, series_key))
         connection.execute(sa.delete(series).where(series.c.series_key == series_key))
     _recount_study(connection, study_key)
+
+
+def _delete_values(connection: sa.Connection, owner: Owner) -> None:
+    """Remove what is indexed of an owner and what is below it beside their own rows."""
+    values.delete(connection, owner, with_children=not owner.instance_key)
+    query_tags.forget_errors(connection, owner)
 
 
 def _delete_study(connection: sa.Connection, study_key: int) -> None:
@@ -834,7 +864,7 @@ def _recount_study(connection: sa.Connection, study_key: int) -> None:
         )
     ).one()
     if not counted[0]:
-        values.delete(connection, values.Owner(0, study_key), with_children=True)
+        _delete_values(connection, Owner(0, study_key))
         _delete_study(connection, study_key)
         return
     connection.execute(

@@ -63,12 +63,16 @@ class InstanceRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One result below the patients: the rows of its level and of those above, and its place in the order."""
+    """One result below the patients: the rows of its level and of those above, and its place in the order.
+
+    ``tag_attributes`` are what the extended query tags of some levels have, each as DICOM JSON.
+    """
 
     position: Position
     study: StudyRow
     series: SeriesRow | None = None
     instance: InstanceRow | None = None
+    tag_attributes: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,14 @@ def _found(query: SearchQuery, row: sa.Row[Any]) -> Found:
         position,
         StudyRow(*values[:6]),
         SeriesRow(*values[6:10]) if query.level >= Level.SERIES else None,
-        InstanceRow(*values[10:]) if query.level is Level.INSTANCE else None,
+        InstanceRow(*values[10:13]) if query.level is Level.INSTANCE else None,
+        values[len(values) - len(_tag_levels(query)) :],
     )
+
+
+def _tag_levels(query: SearchQuery) -> list[Level]:
+    """The levels of the extended query tags that are returned."""
+    return sorted({tag.level for tag in query.query_tags})
 
 
 def _position(query: SearchQuery, row: sa.Row[Any]) -> tuple[Position, tuple[Any, ...]]:
@@ -152,6 +162,10 @@ def statement(query: SearchQuery) -> sa.Select[Any]:
             instance.c.transfer_syntax_uid,
             attributes(Level.INSTANCE).label("instance_attributes"),
         ]
+    columns += [
+        key_of(level).table.c.tag_attributes.label(f"{level.name.lower()}_tags")
+        for level in _tag_levels(query)
+    ]
     key = key_of(query.level)
     rows = _with_parents(page.join(key.table, key == page.c.result_key), query.level, set(Level))
     return sa.select(*columns).select_from(rows).order_by(*_order(query, list(page.c)))

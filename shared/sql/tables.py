@@ -126,6 +126,7 @@ study = Table(
     Column("number_of_instances", Integer, nullable=False),
     Column("modalities_in_study", shadow(1024), nullable=False),
     Column("attributes", json_text(), nullable=False),
+    Column("tag_attributes", json_text(), nullable=True),
     *_attribute_columns(Level.STUDY, "study", ("partition_key",)),
     UniqueConstraint("partition_key", "study_instance_uid"),
     Index("ix_study_partition_key", "partition_key"),
@@ -142,6 +143,7 @@ series = Table(
     Column("number_of_instances", Integer, nullable=False),
     Column("metadata_pack", code(32), nullable=False),
     Column("attributes", json_text(), nullable=False),
+    Column("tag_attributes", json_text(), nullable=True),
     *_attribute_columns(Level.SERIES, "series", ("partition_key",)),
     UniqueConstraint("study_key", "series_instance_uid"),
     Index("ix_series_partition_key", "partition_key"),
@@ -169,6 +171,7 @@ instance = Table(
     Column("bulkdata_length", Integer, nullable=False),
     Column("frames_length", BigInteger, nullable=False),
     Column("attributes", json_text(), nullable=False),
+    Column("tag_attributes", json_text(), nullable=True),
     *_attribute_columns(Level.INSTANCE, "instance", ("partition_key",)),
     UniqueConstraint("series_key", "sop_instance_uid"),
     Index("ix_instance_partition_key", "partition_key"),
@@ -248,6 +251,8 @@ prepared_update = Table(
     Column("bulkdata_length", Integer, nullable=False),
     Column("frames_length", BigInteger, nullable=False),
     Column("content", json_text(), nullable=False),
+    Column("tag_version", BigInteger, nullable=True),
+    Column("tag_values", json_text(), nullable=True),
     Index("ix_prepared_update_operation_id", "operation_id", "replaces"),
     Index("ix_prepared_update_study_instance_uid", "study_instance_uid"),
     Index("ix_prepared_update_pack", "pack"),
@@ -302,3 +307,39 @@ deleted_instance = Table(
     Column("retries", Integer, nullable=False),
     Index("ix_deleted_instance_cleanup_after", "cleanup_after"),
 )
+
+query_tag_set = Table(
+    "query_tag_set",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    Column("last_key", BigInteger, nullable=False),
+)
+"""One row, which every transaction that writes values of tags holds: see ``shared/sql/query_tags.py``."""
+
+query_tag = Table(
+    "query_tag",
+    metadata,
+    Column("tag_key", key(), primary_key=True, autoincrement=False),
+    Column("path", code(64), nullable=False, unique=True),
+    Column("vr", code(2), nullable=False),
+    Column("private_creator", shadow(64), nullable=False),
+    Column("level", Integer, nullable=False),
+    Column("status", code(16), nullable=False),
+    Column("enabled", Integer, nullable=False),
+    Column("changed_version", BigInteger, nullable=False),
+    Column("operation", code(32), nullable=False),
+)
+
+query_tag_error = Table(
+    "query_tag_error",
+    metadata,
+    Column("tag_key", key(), primary_key=True, autoincrement=False),
+    Column("instance_key", key(), primary_key=True, autoincrement=False),
+    Column("series_key", key(), nullable=False),
+    Column("study_key", key(), nullable=False),
+    Column("created", code(32), nullable=False),
+    Column("message", shadow(200), nullable=False),
+    Index("ix_query_tag_error_study_key", "study_key", "series_key", "instance_key"),
+)
+"""An instance whose values a tag does not have, and why."""

@@ -8,7 +8,7 @@ that leaves what the next attempt goes on with; one after it is seen by the row 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from shared import faults
 from shared.dicom.attributes import Level
 from shared.dicom.identifiers import InstanceKey, Resource
 from shared.dicom.indexed_values import IndexedValue
-from shared.sql import change_feed, values
+from shared.dicom.query_tags import TagSet, TagValues
+from shared.sql import change_feed, query_tags, values
 from shared.sql import tables as t
 from shared.sql.change_feed import Change
 from shared.sql.engine import SnapshotConflict, uid_table
@@ -244,6 +245,60 @@ def _row(operation: str, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def without_tags(
+    connection: sa.Connection, operation: str, partition: str, study: str, version: int
+) -> list[StoredInstance]:
+    """Prepared versions of a study that do not have the values of the query tags as of ``version``."""
+    p = t.prepared_update
+    rows = connection.execute(
+        sa.select(p).where(
+            p.c.operation_id == operation,
+            p.c.partition_name == partition,
+            p.c.study_instance_uid == study,
+            sa.or_(p.c.tag_version.is_(None), p.c.tag_version != version),
+        )
+    )
+    found = map(_new_instance, rows)
+    return [
+        StoredInstance(
+            new.key,
+            new.version,
+            new.size,
+            new.transfer_syntax,
+            new.number_of_frames,
+            new.frame_offset,
+            new.frame_bits,
+            new.place,
+        )
+        for new in found
+    ]
+
+
+def give_tags(
+    connection: sa.Connection, version: int, found: Mapping[str, Mapping[Level, TagValues]]
+) -> None:
+    """Note the values of the query tags as of ``version`` of prepared versions."""
+    p = t.prepared_update
+    for prepared, tag_values in found.items():
+        content = {
+            level.name: [[astuple(row) for row in of.rows], of.json, of.failed]
+            for level, of in tag_values.items()
+        }
+        text = json.dumps(content, separators=(",", ":"))
+        connection.execute(
+            sa.update(p).where(p.c.version == prepared).values(tag_version=version, tag_values=text)
+        )
+
+
+def _tag_values(text: str | None) -> dict[Level, TagValues]:
+    return {
+        Level[name]: TagValues(
+            tuple(IndexedValue(*row) for row in rows), kept, tuple((key, error) for key, error in failed)
+        )
+        for name, (rows, kept, failed) in json.loads(text or "{}").items()
+    }
+
+
 def _new_instance(row: sa.Row[Any]) -> NewInstance:
     content = json.loads(row.content)
     return NewInstance(
@@ -265,6 +320,7 @@ def _new_instance(row: sa.Row[Any]) -> NewInstance:
             Level[name]: tuple(IndexedValue(*value) for value in found)
             for name, found in content["indexedValues"].items()
         },
+        tag_values=_tag_values(row.tag_values),
     )
 
 
@@ -281,23 +337,35 @@ class _Pair:
     version: str
 
 
-def commit(connection: sa.Connection, operation: str, partition: str, study: str, cleanup_after: str) -> int:
+def commit(
+    connection: sa.Connection,
+    operation: str,
+    partition: str,
+    study: str,
+    cleanup_after: str,
+    tags: TagSet,
+) -> int:
     """Put the prepared versions of a study in the place of the present ones; the number of instances.
 
     0 where the study does not exist, or the operation has ended. A study that ``operation`` has updated
     before is left alone, whatever has become of it since. Raises SnapshotConflict where no version is
-    prepared of an instance: it has been stored or replaced meanwhile.
+    prepared of an instance: it has been stored or replaced meanwhile; also where the prepared versions do
+    not have the values of ``tags``, or there are other tags by now.
     """
+    query_tags.hold(connection, tags.version)
     study_key = locked_study(connection, Resource(partition, study))
     done = _committed(connection, operation, partition, study)
     if done is not None or study_key is None:
         abandon(connection, operation, partition, study, cleanup_after)
         return done or 0
     pairs = _pairs(connection, operation, study_key)
+    if tags.active and without_tags(connection, operation, partition, study, tags.version):
+        raise SnapshotConflict
     _keep_originals(connection, study_key, partition, study, cleanup_after)
     values.delete_of_instances(connection, study_key)
     newest: dict[int, tuple[_Pair, NewInstance]] = {}
     changes: list[Change] = []
+    tagged: list[tuple[values.Owner, Mapping[Level, TagValues]]] = []
     partition_key = connection.execute(
         sa.select(t.study.c.partition_key).where(t.study.c.study_key == study_key)
     ).scalar_one()
@@ -310,13 +378,17 @@ def commit(connection: sa.Connection, operation: str, partition: str, study: str
             row = instance_row(new, partition_key, study_key, pair.series_key)
             rows.append(row | {"updated_key": pair.instance_key})
             owner = values.Owner(partition_key, study_key, pair.series_key, pair.instance_key)
-            indexed.append((owner, new.indexed_values.get(Level.INSTANCE, ())))
+            indexed.append((owner, new.rows(Level.INSTANCE)))
+            tagged.append((owner, new.tag_values))
             newest[pair.series_key] = pair, new
             changes.append(Change(change_feed.UPDATE, new.key, new.version))
         i = t.instance
         connection.execute(sa.update(i).where(i.c.instance_key == sa.bindparam("updated_key")), rows)
         values.insert(connection, indexed)
     _write_parents(connection, partition_key, study, newest)
+    if tags.tags:
+        query_tags.forget_errors(connection, values.Owner(partition_key, study_key))
+        query_tags.write_errors(connection, tags, tagged)
     abandon(connection, operation, partition, study, cleanup_after)
     connection.execute(sa.insert(t.updated_study), _updated(operation, partition, study, len(pairs)))
     faults.point("update.in_transaction")

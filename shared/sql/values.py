@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from shared.dicom.attributes import Level
 from shared.dicom.indexed_values import IndexedValue
+from shared.sql.engine import uid_table
 from shared.sql.tables import attribute_value
 
 
@@ -75,9 +76,21 @@ def replace_of_parents(
     insert(connection, list(changed.items()))
 
 
-def delete(connection: sa.Connection, owner: Owner, with_children: bool = False) -> None:
-    """Remove the values of an owner; ``with_children``, of what is below it too."""
-    connection.execute(sa.delete(attribute_value).where(*_of(owner, with_children)))
+def delete(
+    connection: sa.Connection,
+    owner: Owner,
+    with_children: bool = False,
+    attributes: Collection[str] | None = None,
+) -> None:
+    """Remove the values of an owner; ``with_children``, of what is below it too.
+
+    Those of ``attributes`` alone where these are given.
+    """
+    conditions = _of(owner, with_children)
+    if attributes is not None:
+        given = uid_table(sorted(attributes))
+        conditions.append(attribute_value.c.attribute.in_(sa.select(given.c.value)))
+    connection.execute(sa.delete(attribute_value).where(*conditions))
 
 
 def delete_of_instances(connection: sa.Connection, study_key: int) -> None:

@@ -38,6 +38,10 @@ _PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
     "series": (_UID, "Series Instance UID (0020,000E)."),
     "instance": (_UID, "SOP Instance UID (0008,0018)."),
     "frames": ({"type": "string", "examples": ["1", "1,2,3"]}, "Frame numbers from 1, separated by commas."),
+    "tag": (
+        {"type": "string", "examples": ["SliceThickness", "00180050", "ViewCodeSequence.CodeValue"]},
+        "Keyword or tag of an attribute, inside sequences preceded by theirs.",
+    ),
     "operation": ({"type": "string", "pattern": "^[0-9a-f]{32}$"}, "Id of a long-running operation."),
     "path": (
         {"type": "string", "examples": ["7FE00010"]},
@@ -249,6 +253,24 @@ _SCHEMAS: Json = {
             },
             "duplicates": {"enum": ["skip", "replace"], "default": "skip"},
             "deleteSources": {"type": "boolean", "default": False},
+        },
+    },
+    "ExtendedQueryTag": {
+        "type": "object",
+        "required": ["path", "vr", "level", "status", "queryStatus", "version"],
+        "properties": {
+            "path": {"type": "string"},
+            "vr": {"type": "string", "pattern": "^[A-Z]{2}$"},
+            "privateCreator": {"type": "string"},
+            "level": {"enum": ["Study", "Series", "Instance"]},
+            "status": {"enum": ["Adding", "Ready", "Deleting"]},
+            "queryStatus": {"enum": ["Enabled", "Disabled"]},
+            "version": {"type": "integer"},
+            "errors": {
+                "type": "object",
+                "properties": {"count": {"type": "integer"}, "href": {"type": "string", "format": "uri"}},
+            },
+            "operation": {"$ref": "#/components/schemas/OperationReference"},
         },
     },
     "OperationReference": {

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from shared.dicom import normalise
-from shared.dicom.attributes import Attribute, Level, Matching
+from shared.dicom.attributes import Attribute, Level, Matching, by_path, by_tag
 from shared.dicom.identifiers import Resource
 from shared.dicom.projection import Projection
+from shared.dicom.query_tags import READY, QueryTag, TagSet
 from shared.dicom.search_terms import (
     Order,
     Position,
@@ -54,7 +55,7 @@ def search_query(
     level: Level,
     resource: Resource,
     parameters: Iterable[tuple[str, str]],
-    query_tags: Mapping[str, Attribute] | None = None,
+    query_tags: TagSet | None = None,
 ) -> SearchQuery:
     """The search alone that :func:`search_request` gives."""
     return search_request(level, resource, parameters, query_tags).query
@@ -64,11 +65,11 @@ def search_request(
     level: Level,
     resource: Resource,
     parameters: Iterable[tuple[str, str]],
-    query_tags: Mapping[str, Attribute] | None = None,
+    query_tags: TagSet | None = None,
 ) -> SearchRequest:
     """The search that ``parameters``, decoded and in their order, ask for.
 
-    ``query_tags`` are attributes that may be matched beyond those of the table, by path.
+    ``query_tags`` are what may be matched beyond the attribute table; see :func:`names_query_tags`.
 
     Raises InvalidRequest that names a parameter which is unknown, malformed, given twice or not
     searchable at ``level``.
@@ -87,16 +88,19 @@ def search_request(
 
     fuzzy = _boolean("fuzzymatching", options.get("fuzzymatching", "false"))
     zone = _time_zone(values.pop(_TIME_ZONE, ""))
-    attributes = {path: searchable(path, level, query_tags) for path in values}
+    tags = query_tags or TagSet()
+    extra = {path: _queried(tag) for path in values if (tag := tags.find(path)) is not None}
+    attributes = {path: searchable(path, level, extra) for path in values}
     terms = [parse_term(attributes[path], value, fuzzy, zone) for path, value in values.items()]
     fields = [field.strip() for field in included if field.strip()]
+    returned = tuple(tag for tag in tags.tags if tag.level <= level and _returns(tag, values, fields))
     query = SearchQuery(
         level=level,
         resource=resource,
         terms=tuple(term for term in terms if term is not None),
-        requested=frozenset(attribute.tag for attribute in attributes.values())
-        | {_field(field) for field in fields if field.lower() != "all"},
+        requested=_requested(attributes, fields, returned),
         include_all=any(field.lower() == "all" for field in fields),
+        query_tags=returned,
         limit=_integer("limit", options.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT),
         offset=_integer("offset", options.get("offset", "0"), 0, MAX_OFFSET),
         order=_order(options.get("orderby", ""), level),
@@ -150,6 +154,45 @@ def _position(text: str, fingerprint: str, query: SearchQuery) -> Position:
     if made_for != fingerprint or type(key) is not int or abs(key) >= 2**63 or not fits:
         raise InvalidRequest("cursor is not one that a page of this search gave.")
     return Position(tuple(values), key)
+
+
+def names_query_tags(parameters: Iterable[tuple[str, str]]) -> bool:
+    """Whether a search may name extended query tags: only then it needs to know what there is."""
+    for name, value in parameters:
+        if name == "includefield":
+            fields = [field.strip() for field in value.split(",")]
+            if any(field.lower() == "all" or tag_of(field) not in by_tag() for field in fields if field):
+                return True
+        elif name not in _OPTIONS and path_of(name) not in (_TIME_ZONE, *by_path()):
+            return True
+    return False
+
+
+def _queried(tag: QueryTag) -> Attribute:
+    """The attribute of a tag that a search matches. Raises InvalidRequest where it must not be asked for."""
+    if tag.status != READY:
+        raise InvalidRequest(f"The extended query tag {tag.path} is {tag.status.lower()}; try again later.")
+    if not tag.enabled:
+        raise InvalidRequest(f"The extended query tag {tag.path} is disabled.")
+    return tag.attribute
+
+
+def _returns(tag: QueryTag, values: Mapping[str, str], fields: Iterable[str]) -> bool:
+    """Whether a search that matches ``values`` and includes ``fields`` returns a tag."""
+    if tag.status != READY:
+        return False
+    named = [".".join(_path(field)) for field in fields if field.lower() != "all"]
+    return tag.path in values or any(field.lower() == "all" for field in fields) or tag.path in named
+
+
+def _requested(
+    attributes: Mapping[str, Attribute], fields: Iterable[str], returned: Iterable[QueryTag]
+) -> frozenset[str]:
+    """The tags asked for by matching or naming them, but for what extended query tags give."""
+    given = {tag.path for tag in returned}
+    matched = {attribute.tag for path, attribute in attributes.items() if path not in given}
+    named = [field for field in fields if field.lower() != "all" and ".".join(_path(field)) not in given]
+    return frozenset(matched | {_field(field) for field in named})
 
 
 def projection(parameters: Iterable[tuple[str, str]]) -> Projection | None:
