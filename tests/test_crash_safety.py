@@ -76,9 +76,13 @@ TESTED = {
     "store.blocks_committed",
     *operations_harness.POINTS,  # by the tests of operations
     *operations_harness.UPDATE_POINTS,  # by the tests of updates
-    "export.secret_saved",  # these three by the tests of exports
+    "export.secret_saved",  # these by the tests of exports and imports
     "export.files_written",
     "export.log_written",
+    "import.secret_saved",
+    "import.stored",
+    "import.recorded",
+    "import.sources_deleted",
 }
 
 
