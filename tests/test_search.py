@@ -71,12 +71,15 @@ class Archive:
 
     def store(self, **values: Any) -> None:
         response = httpx.post(
-            f"{self.root}/studies", content=part10(**values), headers={"Content-Type": "application/dicom"}
+            f"{self.root}/studies",
+            content=part10(**values),
+            headers={"Content-Type": "application/dicom"},
+            timeout=60,
         )
         assert response.status_code == 200, response.text
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        return httpx.get(f"{self.root}/{path}", headers=headers)
+        return httpx.get(f"{self.root}/{path}", headers=headers, timeout=60)
 
     def find(self, path: str) -> list[dict[str, Any]]:
         """The results of a search; an empty list for 204."""
