@@ -31,6 +31,7 @@ from shared.dicom.search_terms import Position
 from shared.sql import search as index
 from shared.sql import tables
 from shared.sql.engine import Database
+from shared.sql.instances import last_instances_statement
 from shared.sql.search import Found
 from shared.web.query_params import search_query
 
@@ -654,6 +655,22 @@ def test_counts_and_pages_by_cursor_are_t_sql(level: Level, study: str, series: 
         later = replace(asked, after=after)
         make = index.patient_statement if level is Level.PATIENT else index.statement
         assert re.search("[<>] ", parsed_t_sql(make(later)))
+
+
+@pytest.mark.parametrize("level", [Level.STUDY, Level.SERIES, Level.INSTANCE])
+def test_instances_that_speak_for_a_page_are_found_by_keys(database: Database, level: Level) -> None:
+    found = last_instances_statement("p", level, [1, 2])
+    assert "OPENJSON" in parsed_t_sql(found)
+    if database.url.get_backend_name() != "sqlite":
+        return
+    compiled = found.compile(dialect=sqlite.dialect())
+    values = tuple(compiled.params[name] for name in compiled.positiontup or ())
+
+    def explain(connection: sa.Connection) -> list[str]:
+        return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values)]
+
+    plan = database.run(False, explain)
+    assert [step for step in plan if step.startswith("SCAN") and not step.startswith("SCAN given")] == []
 
 
 def test_a_list_of_uids_is_one_parameter() -> None:

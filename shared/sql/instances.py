@@ -216,6 +216,12 @@ def last_instances(
     connection: sa.Connection, partition: str, level: Level, keys: Sequence[int]
 ) -> dict[int, StoredInstance]:
     """Of each study, series or instance (by its key) the instance that was added to it last."""
+    rows = connection.execute(last_instances_statement(partition, level, keys))
+    return {int(row[17]): _of_row(partition, row) for row in rows}
+
+
+def last_instances_statement(partition: str, level: Level, keys: Sequence[int]) -> sa.Select[Any]:
+    """The statement of :func:`last_instances`."""
     i, other = t.instance, t.instance.alias("other")
     owner = {Level.STUDY: i.c.study_key, Level.SERIES: i.c.series_key, Level.INSTANCE: i.c.instance_key}
     given = uid_table([str(key) for key in keys])
@@ -224,10 +230,7 @@ def last_instances(
     )
     last = sa.select(newest.correlate(given).scalar_subquery()).select_from(given)
     columns: list[sa.ColumnElement[Any]] = [*(i.c[name] for name in FILE_COLUMNS), owner[level]]
-    statement = _with_parents(columns).where(
-        t.partition.c.partition_name == partition, i.c.instance_key.in_(last)
-    )
-    return {int(row[17]): _of_row(partition, row) for row in connection.execute(statement)}
+    return _with_parents(columns).where(t.partition.c.partition_name == partition, i.c.instance_key.in_(last))
 
 
 def _with_parents(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
