@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 TYPE = "export"
 
-_STEP_INSTANCES = 100
+_STEP_INSTANCES = 50
 _STEP_BYTES = 1024**3
-_PAGE = 2000
+_PAGE = 1000
 _PAGE_STATEMENTS = 200
 _AT_ONCE = 4  # instances of a step
 _AT_ONCE_IN_PROCESS = 8  # each holds a few blocks; a de-identified one its header, too
