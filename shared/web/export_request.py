@@ -124,7 +124,7 @@ def _query(text: Any, partition: str) -> SearchQuery:
     resource = Resource(partition, *uids)
     pairs = tuple(parse_qsl(parameters, keep_blank_values=True))
     for name, _ in pairs:
-        if name.lower() in ("limit", "offset", "includefield", "orderby", "cursor"):
+        if name.lower() in ("limit", "offset", "includefield", "orderby", "cursor", "count"):
             raise InvalidRequest(f"{name} has no meaning for an export: everything that matches is exported.")
     return search_query(level, resource, pairs)
 
