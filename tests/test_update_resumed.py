@@ -424,7 +424,12 @@ async def test_storage_composes_a_blob_and_where_it_refuses_the_server_does(
         return data
 
     monkeypatch.setattr(blobs._ranged_reads, "read", counted_range)
-    pieces = [b"head", BlobRange("source", 1000, 9_000_000), b"tail", BlobRange("source", 0, 5)]
+    pieces: list[bytes | BlobRange] = [
+        b"head",
+        BlobRange("source", 1000, 9_000_000),
+        b"tail",
+        BlobRange("source", 0, 5),
+    ]
     if not refused and not await composes(blobs):
         pytest.skip("this Azurite composes nothing")
     await blobs.compose(names.INBOX, "target", pieces, {"some": "metadata"})
