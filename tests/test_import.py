@@ -8,6 +8,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ from pydicom.uid import generate_uid
 from shared.dicom import failure_reasons
 from shared.dicom.identifiers import DEFAULT_PARTITION
 from tests.audit import container as in_storage
-from tests.conftest import Server
+from tests.conftest import Server, StartServer
 from tests.dicom_files import make_file
 from tests.operations_harness import wait_for_end
 from tests.partition import Partition, path_of, problem
@@ -355,3 +356,23 @@ def test_neither_names_nor_secrets_are_in_logs_or_tables(server: Server, bulk: I
     assert name not in server.log
     assert signature["blobContainerUri"].partition("?")[2] not in server.log
     assert name not in json.dumps(operation)
+
+
+def test_a_secret_goes_with_its_import_and_one_left_behind_is_swept(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server(
+        workers=1,
+        DICOM_SECRETS_FOLDER=str(tmp_path),
+        DICOM_FAULT="import.secret_saved:fail",
+        DICOM_ORPHAN_GRACE_SECONDS="0",
+        **{"AzureWebJobs.reconcile_blobs.Disabled": "true"},  # others use the storage, too
+    )
+    bulk = Import(server)
+    assert problem(bulk.post(), 503)
+    assert len(list(tmp_path.glob("*.secret"))) == 1
+    server.run_function("tend_operations")
+    assert list(tmp_path.glob("*.secret")) == []
+    assert results(bulk.run())
+    assert list(tmp_path.glob("*.secret")) == []
+    bulk.container.delete_container()
