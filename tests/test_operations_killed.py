@@ -35,7 +35,7 @@ def test_reindexing_survives_kills_of_its_workers(start_server: StartServer) -> 
     assert sorted(number for _, number, _ in rows if number is not None) == list(range(1, MOST + 1))
     assert [text for _, _, text in rows if text is not None] == ["major"] * len(studies)
     assert query(first, "SELECT count(*) FROM instance WHERE tag_attributes IS NOT NULL") == [(MOST,)]
-    assert servers.kills >= 2
+    assert servers.kills >= 1
     found = servers.request("GET", f"/v2/instances?SliceThickness={MOST}").json()
     assert [result["00180050"]["Value"] for result in found] == [[MOST]]
     print(f"{MOST} instances re-indexed in {took:.0f} s and {servers.kills} kills")

@@ -6,11 +6,15 @@ In this process, on real storage and a real database; ``tests/test_operations_ki
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlglot
+from sqlalchemy.dialects import mssql
 
 from shared import container, faults
 from shared.dicom.identifiers import DEFAULT_PARTITION
@@ -167,3 +171,37 @@ async def test_a_rebuilt_index_has_the_tags_and_their_values(
     numbers, texts = await _values()
     assert set(numbers) == {float(n) for n in range(COUNT)}
     assert len(numbers) == len(texts) >= COUNT
+
+
+async def test_every_statement_of_a_tags_life_is_t_sql(worker: Worker) -> None:
+    statements: set[str] = set()
+
+    def executed(_connection: Any, statement: Any, many: Any, one: Any, _options: Any) -> None:
+        if isinstance(statement, sa.ClauseElement):
+            names = list((many or [one])[0])
+            dialect = mssql.dialect()  # type: ignore[no-untyped-call]
+            dialect._supports_offset_fetch = True  # SQL Server 2012 and later
+            options = {"render_postcompile": True}
+            compiled = statement.compile(dialect=dialect, column_keys=names or None, compile_kwargs=options)
+            statements.add(str(compiled))
+
+    sa.event.listen(container.database().engine, "before_execute", executed)
+    await query_tags.add([*TAG, {"path": "AcquisitionProtocolName", "level": "Series"}])
+    await worker.run()
+    await query_tags.enable("MilitaryRank", False)
+    await query_tags.errors("MilitaryRank", 10, 10)
+    await _store(1)
+    await query_tags.delete("SliceThickness")
+    await worker.run()
+    text = " ".join(statements)
+    for expected in (
+        "UPDATE query_tag_set",
+        "INSERT INTO query_tag ",
+        "DELETE FROM query_tag ",
+        "WITH (HOLDLOCK)",
+    ):
+        assert expected in text, expected
+    for sql in statements:
+        (parsed,) = sqlglot.parse(re.sub(r"(?<!:):(\w+)", r"@\1", sql), dialect="tsql")
+        assert parsed is not None
+        assert parsed.find(sqlglot.exp.Command) is None, sql
