@@ -28,6 +28,7 @@ from shared.services.store import new_instance
 from shared.sql import search as index
 from shared.sql.engine import Database
 from shared.sql.instances import Place, commit_store, delete
+from shared.sql.query_tags import read_set
 from shared.web.query_params import cursor, search_request
 from tests.dicom_files import make_dataset, to_file
 from tests.reference import Options, Path, matches
@@ -132,8 +133,9 @@ class Archive:
         parsed = parser.close()
         key = InstanceKey(self.partition, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID)
         version = uuid.uuid4().hex
-        new = new_instance(key, version, parsed, Place(version, 0, 1, 0, 0))
-        done = self.database.run(True, commit_store, self.partition, [new], frozenset(), True, "")
+        tags = self.database.run(False, read_set)
+        new = new_instance(key, version, parsed, Place(version, 0, 1, 0, 0), tags)
+        done = self.database.run(True, commit_store, self.partition, [new], frozenset(), True, "", tags)
         assert done == {key: True}
         if ds.SOPInstanceUID in self.order:
             self.order.remove(ds.SOPInstanceUID)
