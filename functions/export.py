@@ -19,7 +19,8 @@ async def export_instances(request: Request) -> Response:
     from shared.web import export_request
 
     body = await http.json_body(request, export_request.MAX_BYTES)
-    asked = export_request.parse(body, http.resource(request).partition)
+    tags = await services.query_tags.for_search()
+    asked = export_request.parse(body, http.resource(request).partition, tags)
     query = asked.query
     source = services.export.Source(
         asked.partition,

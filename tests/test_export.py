@@ -221,6 +221,29 @@ def test_a_malformed_request_is_told_what_is_wrong(
     assert "sig" not in detail
 
 
+@pytest.mark.parametrize("container", ["dicom", "metadata", "inbox", "cache", "operations"])
+def test_the_servers_own_containers_are_no_destination(
+    partition: Partition, target: Target, container: str
+) -> None:
+    where = {"connectionString": target.connection, "blobContainerName": container}
+    body = {"source": identifiers("1.2.3"), "destination": {"type": "azureblob", "settings": where}}
+    assert "its own data" in problem(partition.http.post(f"{partition.root}/export", json=body), 400)
+
+
+def test_a_query_may_name_an_extended_query_tag(server: Server, partition: Partition, target: Target) -> None:
+    tag = [{"path": "DeviceSerialNumber", "vr": "LO", "level": "Series"}]
+    added = httpx.post(f"{server.v2}/extendedquerytags", json=tag, timeout=60)
+    assert added.status_code == 202, added.text
+    wait_for_end(added.json()["href"], 120)
+    file = make_file(DeviceSerialNumber="WANTED")
+    partition.keep(file)
+    partition.keep(make_file(DeviceSerialNumber="OTHER"))
+    end = export(partition, query("instances?DeviceSerialNumber=want*"), target.sas())
+    assert (end["status"], end["results"]["exported"]) == ("succeeded", 1)
+    assert [name for name in target.blobs() if identifier(file).rpartition("/")[2] in name]
+    assert httpx.delete(f"{server.v2}/extendedquerytags/DeviceSerialNumber", timeout=60).status_code in (202, 204)
+
+
 def test_bodies_that_are_no_json_too_large_or_of_another_type(partition: Partition) -> None:
     url = f"{partition.root}/export"
     problem(partition.http.post(url, content=b"{", headers={"Content-Type": "application/json"}), 400)

@@ -108,6 +108,8 @@ async def start(source: Source, where: dict[str, Any], form: Form) -> Operation:
     Raises InvalidRequest where the destination is malformed, does not exist or refuses to be written to.
     """
     address = destinations.parse(where)
+    if container.blob_store().is_own(address.uri):
+        raise InvalidRequest("The destination is a container in which the server keeps its own data.")
     _check(form)
     id = uuid.uuid4().hex
     try:

@@ -16,6 +16,7 @@ import orjson
 
 from shared.dicom.attributes import Level
 from shared.dicom.identifiers import Resource, check_uid
+from shared.dicom.query_tags import TagSet
 from shared.dicom.search_terms import SearchQuery
 from shared.errors import InvalidRequest
 from shared.web.query_params import search_query
@@ -51,8 +52,11 @@ class ExportRequest:
     parquet: bool = False
 
 
-def parse(body: bytes, partition: str) -> ExportRequest:
-    """Raises InvalidRequest, whose message quotes nothing of a destination."""
+def parse(body: bytes, partition: str, query_tags: TagSet | None = None) -> ExportRequest:
+    """The request of a body; a query may name ``query_tags``.
+
+    Raises InvalidRequest, whose message quotes nothing of a destination.
+    """
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -71,9 +75,8 @@ def parse(body: bytes, partition: str) -> ExportRequest:
         case "identifiers":
             identifiers = _identifiers(_object(source.get("settings"), "The source's settings", {"values"}))
         case "query":
-            query = _query(
-                _object(source.get("settings"), "The source's settings", {"query"}).get("query"), partition
-            )
+            settings = _object(source.get("settings"), "The source's settings", {"query"})
+            query = _query(settings.get("query"), partition, query_tags)
         case _:
             raise InvalidRequest("The source's type must be identifiers or query.")
     options, allow = _profile(given.get("deidentification"))
@@ -107,7 +110,7 @@ def _identifier(value: Any) -> tuple[str, ...]:
     return tuple(check_uid(uid, keyword) for uid, keyword in zip(parts, keywords, strict=False))
 
 
-def _query(text: Any, partition: str) -> SearchQuery:
+def _query(text: Any, partition: str, query_tags: TagSet | None) -> SearchQuery:
     if not isinstance(text, str) or len(text) > 8192:
         raise InvalidRequest(
             "query must be the path and the parameters of a search, as in studies?Modality=CT."
@@ -126,7 +129,7 @@ def _query(text: Any, partition: str) -> SearchQuery:
     for name, _ in pairs:
         if name.lower() in ("limit", "offset", "includefield", "orderby", "cursor", "count"):
             raise InvalidRequest(f"{name} has no meaning for an export: everything that matches is exported.")
-    return search_query(level, resource, pairs)
+    return search_query(level, resource, pairs, query_tags)
 
 
 def _profile(given: Any) -> tuple[tuple[str, ...] | None, bool]:
