@@ -241,7 +241,10 @@ def test_a_query_may_name_an_extended_query_tag(server: Server, partition: Parti
     end = export(partition, query("instances?DeviceSerialNumber=want*"), target.sas())
     assert (end["status"], end["results"]["exported"]) == ("succeeded", 1)
     assert [name for name in target.blobs() if identifier(file).rpartition("/")[2] in name]
-    assert httpx.delete(f"{server.v2}/extendedquerytags/DeviceSerialNumber", timeout=60).status_code in (202, 204)
+    assert httpx.delete(f"{server.v2}/extendedquerytags/DeviceSerialNumber", timeout=60).status_code in (
+        202,
+        204,
+    )
 
 
 def test_bodies_that_are_no_json_too_large_or_of_another_type(partition: Partition) -> None:

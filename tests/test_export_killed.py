@@ -1,4 +1,4 @@
-"""An export whose worker dies at every step of the way: the files are exact, each failure is logged once.
+"""An export whose workers die on the way: the files are exact, and each failure is logged once.
 
 ``DICOM_TEST_KILLED_INSTANCES=20000`` runs it on 20,000 instances.
 """
@@ -14,7 +14,7 @@ from azure.storage.blob import BlobServiceClient
 
 from tests.conftest import StartServer
 from tests.export_target import Target
-from tests.operations_harness import MOST, store_many, wait_for_end
+from tests.operations_harness import MOST, TwoServers, store_many, wait_for_end
 
 POINTS = (
     "operations.planned",
@@ -52,6 +52,38 @@ def test_an_export_survives_deaths_at_every_point(start_server: StartServer, tmp
     assert len(fired) >= 5, fired
     assert (ended["status"], ended["percentComplete"]) == ("succeeded", 100)
     assert (ended["results"]["exported"], ended["results"]["skipped"]) == (MOST, len(missing))
+    assert_exact(connection, target, id, missing)
+    assert not list(Path(server.environment["DICOM_SECRETS_FOLDER"]).glob(f"*{id}*"))
+    server.close()
+
+
+def test_an_export_survives_kills_of_its_hosts(start_server: StartServer, tmp_path: Path) -> None:
+    hosts = TwoServers(start_server, DICOM_SECRETS_FOLDER=str(tmp_path / "secrets"))
+    connection = hosts.servers[0].environment["AzureWebJobsStorage"]
+    studies = store_many(hosts.servers[0], MOST)
+    target = Target(connection)
+    missing = [f"1.2.3.{number}" for number in range(5)]
+    body = {
+        "source": {"type": "identifiers", "settings": {"values": [*missing, *studies]}},
+        "destination": {"type": "azureblob", "settings": target.sas(hours=12)},
+    }
+    response = hosts.request("POST", "/v2/export", json=body)
+    assert response.status_code == 202, response.text
+    id = response.json()["id"]
+    began = time.monotonic()
+    with hosts.killing():
+        ended = hosts.wait_for_end(id, 180 + MOST / 5)
+    print(f"{MOST} instances exported in {time.monotonic() - began:.0f} s and {hosts.kills} kills")
+    assert (ended["status"], ended["percentComplete"]) == ("succeeded", 100), ended
+    assert (ended["results"]["exported"], ended["results"]["skipped"]) == (MOST, len(missing))
+    assert_exact(connection, target, id, missing)
+    assert not list((tmp_path / "secrets").glob(f"*{id}*"))
+    for host in hosts.servers:
+        host.close()
+
+
+def assert_exact(connection: str, target: Target, id: str, missing: list[str]) -> None:
+    """Every file of the server is at the target, equal by its MD5, and the log names what is missing."""
     log = target.client.download_blob(f"{id}/errors.log").readall()
     assert sorted(json.loads(line)["identifier"] for line in log.splitlines()) == missing
     files = BlobServiceClient.from_connection_string(connection).get_container_client("dicom")
@@ -66,8 +98,6 @@ def test_an_export_survives_deaths_at_every_point(start_server: StartServer, tmp
     assert len(found) == MOST
     assert None not in found.values()
     assert found == stored
-    assert not list(Path(server.environment["DICOM_SECRETS_FOLDER"]).glob(f"*{id}*"))
-    server.close()
 
 
 def _dies_at(point: str, fault: Path, href: str) -> bool:
