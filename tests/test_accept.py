@@ -255,8 +255,22 @@ def test_bulk_data_and_metadata() -> None:
     assert negotiate.bulkdata(parse_accept("multipart/related")) == Representation(True, OCTETS)
     with pytest.raises(NotAcceptable):
         negotiate.bulkdata(parse_accept("image/png"))
-    assert negotiate.metadata(parse_accept("*/*")) == "application/dicom+json"
-    assert negotiate.metadata(parse_accept("application/json")) == "application/json"
-    for header in ("application/dicom+xml", 'multipart/related; type="application/dicom+json"'):
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_metadata_is_json_unless_xml_is_asked_for(single: bool) -> None:
+    def chosen(header: str) -> tuple[bool, str]:
+        form = negotiate.metadata(parse_accept(header), single)
+        return form.multipart, form.media_type
+
+    xml = "application/dicom+xml"
+    assert chosen("*/*") == (False, "application/dicom+json")
+    assert chosen("application/json") == (False, "application/json")
+    assert chosen(f'multipart/related; type="{xml}"') == (True, xml)
+    assert chosen(f"{xml};q=0.5, application/dicom+json;q=0.4, multipart/related;q=0.1") == (
+        (False, xml) if single else (False, "application/dicom+json")
+    )
+    refused = ['multipart/related; type="application/dicom+json"', "image/png"]
+    for header in refused if single else [*refused, xml]:
         with pytest.raises(NotAcceptable):
-            negotiate.metadata(parse_accept(header))
+            negotiate.metadata(parse_accept(header), single)
