@@ -28,8 +28,7 @@ from shared import container, faults
 from shared.blobs import names
 from shared.blobs.store import BlobNotFound, BlobRange, BlobStore
 from shared.dicom.identifiers import DEFAULT_PARTITION, InstanceKey, Resource
-from shared.errors import DependencyUnavailable
-from shared.operations.operation import SUCCEEDED, Operation, Tally
+from shared.operations.operation import SUCCEEDED, Operation, Tally, Unfinished
 from shared.services import cleanup, delete, ingest, retrieve, store, update
 from shared.settings import settings
 from tests.audit import Found, audit, key_of, query
@@ -44,6 +43,7 @@ CACHED = (
     container.table_service,
     container.state,
     update._slots,
+    update._studies,
 )
 
 
@@ -309,7 +309,7 @@ async def test_a_large_study_takes_several_runs(archive: Archive, monkeypatch: p
         try:
             tally = await work(operation)
             break
-        except DependencyUnavailable:
+        except Unfinished:
             runs += 1
             prepared = {row[0] for row in query(archive, "SELECT version FROM prepared_update")}
             assert versions < prepared

@@ -84,6 +84,17 @@ class Operation:
         return self.status in ENDED
 
 
+class Unfinished(Exception):
+    """What a step of a kind raises that leaves the rest for another run, which comes after ``delay`` seconds.
+
+    It may do so any number of times: unlike a failure or a death of its worker, that says nothing against it.
+    """
+
+    def __init__(self, delay: int = 0) -> None:
+        super().__init__("unfinished")
+        self.delay = delay
+
+
 class OperationFailed(Exception):
     """What ``finish`` of a kind raises where the work is done but its outcome is a failure.
 

@@ -42,6 +42,7 @@ from shared.operations.operation import (
     Progress,
     Step,
     Tally,
+    Unfinished,
 )
 from shared.operations.queue import OPERATIONS, STEPS
 from shared.operations.table import Overtaken, Record, now
@@ -56,7 +57,8 @@ class Kind(Protocol):
     """What a type of operation does: a module of ``shared/services`` that has these functions.
 
     All may run again, and at once with themselves, after a crash or a lost answer. DependencyUnavailable
-    makes the engine try again later, for a day; any other exception is a bug, tried a few times.
+    makes the engine try again later, for a day; Unfinished, from a step, at once and as often as it takes;
+    any other exception is a bug, tried a few times.
     """
 
     async def plan(self, operation: Operation, cursor: str) -> Page:
@@ -196,6 +198,8 @@ async def handle(body: bytes, redelivered: bool) -> None:
             await _work(message)
         else:
             await _coordinate(message, redelivered or len(message) > 2)
+    except Unfinished as unfinished:
+        await _go_on(message, unfinished.delay)
     except DependencyUnavailable as error:
         log.warning("Operation %s waits: %s", message["operation"], error)
         await _send_again(message, "attempt")
@@ -233,6 +237,14 @@ def _parse(body: bytes) -> Message | None:
 
 def _queue_of(message: Message) -> str:
     return STEPS if "step" in message else OPERATIONS
+
+
+async def _go_on(message: Message, delay: int) -> None:
+    """Send a step that goes on, without what has been counted against it."""
+    id, number = message["operation"], message["step"]
+    await container.operation_queue().send(STEPS, {"operation": id, "step": number}, delay)
+    with contextlib.suppress(DependencyUnavailable):
+        await container.operation_table().touch_step(id, number)
 
 
 async def _send_again(message: Message, counter: str) -> None:

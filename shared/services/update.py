@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -26,7 +27,7 @@ from shared.dicom.identifiers import DEFAULT_PARTITION, check_partition
 from shared.dicom.part10 import ParsedInstance
 from shared.dicom.query_tags import TagSet, TagValues, all_values_of
 from shared.errors import DependencyUnavailable, NotFound
-from shared.operations.operation import SUCCEEDED
+from shared.operations.operation import SUCCEEDED, Unfinished
 from shared.services import operations, packs, query_tags, retrieve, rewrite
 from shared.services.operations import Json, Operation, OperationFailed, Page, Tally
 from shared.services.packs import SeriesPacks
@@ -42,11 +43,13 @@ ORIGIN, ORIGINAL = "update", "original"
 """``origin`` in the metadata of the blobs an update writes, and what beside it names the version that was
 there before the first update."""
 
-_BATCH = 32
+_BATCH = 16
+_STUDIES_AT_ONCE = 2
 _FILES_AT_ONCE = 8
+_TURN_SECONDS = 2
 _ROUNDS = 8
 _PACK_ATTEMPTS = 6
-_RUN_SECONDS = 600
+_RUN_SECONDS = 2
 _FORGOTTEN_AFTER = timedelta(days=30)
 
 
@@ -83,7 +86,8 @@ async def step(operation: Operation, number: int, items: list[Json]) -> Tally:
     tally = Tally()
     for study in items:
         try:
-            await _update(operation.id, operation.input["partition"], study, changes)
+            async with _turn():
+                await _update(operation.id, operation.input["partition"], study, changes)
             tally += Tally(done=1)
         except NotChanged as error:
             await container.database().write(
@@ -180,6 +184,25 @@ async def _give_tags(operation: str, partition: str, study: str, tags: TagSet) -
     await container.database().write(updates.give_tags, tags.version, found)
 
 
+@asynccontextmanager
+async def _turn() -> AsyncIterator[None]:
+    """Wait until few enough studies are worked on in this process; Unfinished where that takes long."""
+    try:
+        await asyncio.wait_for(_studies().acquire(), _TURN_SECONDS)
+    except TimeoutError:
+        raise Unfinished(_TURN_SECONDS) from None
+    try:
+        yield
+    finally:
+        _studies().release()
+
+
+@cache
+def _studies() -> asyncio.Semaphore:
+    """A few at a time get on, where many at once would each lose what it has begun when the process dies."""
+    return asyncio.Semaphore(_STUDIES_AT_ONCE)
+
+
 @cache
 def _slots() -> asyncio.Semaphore:
     """Files that steps of this process work on at once: each may hold some megabytes."""
@@ -202,12 +225,11 @@ class _Run:
     async def prepare(self, waiting: Sequence[Waiting]) -> None:
         """Write a version of each and note it.
 
-        Raises NotChanged, and DependencyUnavailable where there is more to do than one run should: the next
-        goes on.
+        Raises NotChanged, and Unfinished where there is more to do than one run should: the next goes on.
         """
         for begin in range(0, len(waiting), _BATCH):
             if begin and time.monotonic() > self._deadline:
-                raise DependencyUnavailable("A study is so large that its update takes several runs.")
+                raise Unfinished
             batch = [(one, self._version()) for one in waiting[begin : begin + _BATCH]]
             results = await asyncio.gather(
                 *(self._rewrite(one, version) for one, version in batch), return_exceptions=True
