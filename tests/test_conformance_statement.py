@@ -321,14 +321,14 @@ def test_a_status_is_as_stated(stored: Stored, name: str, status: int) -> None:
 
 def test_a_new_server_has_an_empty_feed_and_one_in_azure_serves_nobody(start_server: StartServer) -> None:
     server = start_server(workers=1, own_storage=True)
-    response = httpx.get(f"{server.v2}/changefeed/latest")
+    response = httpx.get(f"{server.v2}/changefeed/latest", timeout=60)
     assert response.status_code == 204
-    assert httpx.get(f"{server.v2}/changefeed").json() == []
-    assert httpx.get(f"{server.v2}/partitions").status_code == 204
+    assert httpx.get(f"{server.v2}/changefeed", timeout=60).json() == []
+    assert httpx.get(f"{server.v2}/partitions", timeout=60).status_code == 204
     server.restart(WEBSITE_INSTANCE_ID="some-instance")
     for path in ("/v2/studies", "/v2/changefeed", "/v2/partitions", "/v2/openapi.json"):
-        assert httpx.get(server.url + path).status_code == 403
-    assert httpx.get(f"{server.url}/health/check").status_code == 200
+        assert httpx.get(server.url + path, timeout=60).status_code == 403
+    assert httpx.get(f"{server.url}/health/check", timeout=60).status_code == 200
     server.close()
 
 

@@ -65,12 +65,16 @@ def test_what_is_no_file_of_the_viewer_is_not_served(viewer: Server, path: str) 
 
 
 def test_functions_come_first(viewer: Server) -> None:
-    assert httpx.get(f"{viewer.url}/health/check").headers["Content-Type"].startswith("application/json")
+    assert (
+        httpx.get(f"{viewer.url}/health/check", timeout=60)
+        .headers["Content-Type"]
+        .startswith("application/json")
+    )
     assert httpx.post(f"{viewer.url}/viewer").status_code == 404
 
 
 def test_server_without_viewer_has_no_page(server: Server) -> None:
-    assert httpx.get(f"{server.url}/viewer").status_code == 404
+    assert httpx.get(f"{server.url}/viewer", timeout=60).status_code == 404
 
 
 # --- as a static website -----------------------------------------------------------------------------
