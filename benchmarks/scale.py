@@ -280,12 +280,16 @@ def run_search(index: Index, query: SearchQuery) -> float:
 
 
 def measure(indexes: Sequence[Index], rounds: int) -> list[dict[str, float]]:
-    """The median of each search, by index; the indexes take turns and a tenth of the rounds do not count."""
+    """The median of each search, by index; a tenth of the rounds do not count.
+
+    The indexes take turns, and who goes first changes from round to round: the second finds the processor warm.
+    """
     chance = random.Random(7)
     times: list[dict[str, list[float]]] = [{} for _ in indexes]
     for number in range(-(rounds // 10), rounds):
         for turn in zip(*(searches(index, chance) for index in indexes), strict=True):
-            for index, taken, (name, query) in zip(indexes, times, turn, strict=True):
+            of_turn = list(zip(indexes, times, turn, strict=True))
+            for index, taken, (name, query) in of_turn if number % 2 else reversed(of_turn):
                 milliseconds = run_search(index, query)
                 if number >= 0:
                     taken.setdefault(name, []).append(milliseconds)
