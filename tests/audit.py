@@ -77,7 +77,10 @@ def query(server: WithStorage, statement: str, *values: Any) -> list[Any]:
 
 def run(server: Server, function: str, blob: str = "") -> int:
     """Run a timer, or a blob function as if for ``container/name``; 202, or 500 when it raised."""
-    return HTTP.post(f"{server.url}/admin/functions/{function}", json={"input": blob}).status_code
+    url = f"{server.url}/admin/functions/{function}"
+    return HTTP.post(
+        url, json={"input": blob}, timeout=1800
+    ).status_code  # a timer of 20,000 files takes its time
 
 
 def clean(server: Server) -> None:
