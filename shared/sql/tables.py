@@ -343,3 +343,69 @@ query_tag_error = Table(
     Index("ix_query_tag_error_study_key", "study_key", "series_key", "instance_key"),
 )
 """An instance whose values a tag does not have, and why."""
+
+
+workitem_subscription = Table(
+    "workitem_subscription",
+    metadata,
+    Column("partition_key", key(), primary_key=True, autoincrement=False),
+    Column("workitem_uid", code(64), primary_key=True),
+    Column("subscriber", code(16), primary_key=True),
+    Column("deletion_lock", Integer, nullable=False),
+    Index("ix_workitem_subscription_subscriber", "partition_key", "subscriber"),
+)
+"""A subscriber, named by its AE title, gets the events of a workitem (PS3.4 §CC.2.3)."""
+
+worklist_subscription = Table(
+    "worklist_subscription",
+    metadata,
+    Column("partition_key", key(), primary_key=True, autoincrement=False),
+    Column("subscriber", code(16), primary_key=True),
+    Column("filtered", Integer, primary_key=True, autoincrement=False),
+    Column("deletion_lock", Integer, nullable=False),
+    Column("filter", json_text(), nullable=False),
+)
+"""A subscriber gets the events of every new workitem, or (``filtered``) of those that match ``filter``."""
+
+workitem_subscriber = Table(
+    "workitem_subscriber",
+    metadata,
+    Column("partition_key", key(), primary_key=True, autoincrement=False),
+    Column("subscriber", code(16), primary_key=True),
+    Column("last_event_id", BigInteger, nullable=False),
+)
+"""Who ever had an event; its events are numbered without gaps."""
+
+workitem_event = Table(
+    "workitem_event",
+    metadata,
+    Column("sequence", key(), primary_key=True, autoincrement=False),
+    Column("partition_key", key(), nullable=False),
+    Column("subscriber", code(16), nullable=False),
+    Column("event_id", BigInteger, nullable=False),
+    Column("workitem_uid", code(64), nullable=False),
+    Column("type", Integer, nullable=False),
+    Column("content", json_text(), nullable=False),
+    Column("created", code(32), nullable=False),
+    UniqueConstraint("partition_key", "subscriber", "event_id"),
+    Index("ix_workitem_event_created", "created"),
+)
+"""An event report for one subscriber, which is sent once the change it reports is committed."""
+
+workitem_event_head = Table(
+    "workitem_event_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
+)
+"""One row, which every transaction that changes workitems or subscriptions holds to its end."""
+
+workitem_event_delivery = Table(
+    "workitem_event_delivery",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("owner", code(32), nullable=False),
+    Column("until", code(32), nullable=False),
+)
+"""One row: the last event that was sent, and which run sends events at present."""

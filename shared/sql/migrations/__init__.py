@@ -10,7 +10,7 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from shared.sql.engine import Database
 
-HEAD = "0004"
+HEAD = "0005"
 """The revision the code expects; a test holds it equal to the newest in ``versions/``."""
 
 
