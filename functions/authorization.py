@@ -8,6 +8,7 @@ not authenticate, anybody can send it.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,10 @@ from shared.dicom.identifiers import DEFAULT_PARTITION
 from shared.errors import Forbidden, Unauthenticated
 from shared.services.access import ALL_PARTITIONS, Action, Caller, identify
 from shared.settings import settings
+
+_FORWARDED_FOR = re.compile(r'(?i)(?:^|[;,])\s*for\s*=\s*("[^"]*"|[^;,\s]*)')
+"""Whom a request was forwarded for, in a Forwarded header (RFC 7239 §4)."""
+_ADDRESS = re.compile(r"\[(?P<v6>[^\]]*)\](:\d+)?|(?P<other>[0-9.]+)(:\d+)?|(?P<bare>[0-9A-Fa-f:.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,25 @@ def _check_anonymous(request: Request) -> None:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether the peer is this machine; behind the platform's host process it always is, but in Azure."""
+    """Whether the request comes from this machine: its peer, and whom a proxy says it forwards for.
+
+    Behind the platform's host process the peer always is, but in Azure nobody is served so.
+    """
     peer = request.client.host if request.client else ""
+    given = [
+        address for header in request.headers.getlist("x-forwarded-for") for address in header.split(",")
+    ]
+    given += _FORWARDED_FOR.findall(",".join(request.headers.getlist("forwarded")))
+    return not settings().azure_instance_id and all(map(_is_loopback, [peer, *given]))
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address, perhaps with a port, is of the loopback interface."""
+    match = _ADDRESS.fullmatch(address.strip().strip('"'))
     try:
-        return not settings().azure_instance_id and ipaddress.ip_address(peer).is_loopback
+        return (
+            match is not None
+            and ipaddress.ip_address(match["v6"] or match["other"] or match["bare"] or "").is_loopback
+        )
     except ValueError:
         return False

@@ -178,3 +178,24 @@ def test_a_wrong_roles_file_is_refused_as_a_whole(tmp_path: Path, content: str) 
     path.write_text(content)
     with pytest.raises(ValueError):
         Roles.load(path)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-Forwarded-For": "127.0.0.1"}, 204),
+        ({"X-Forwarded-For": "127.0.0.1:40000, [::1]:50000"}, 204),
+        ({"Forwarded": 'for="[::1]:4711";proto=http'}, 204),
+        ({"X-Forwarded-Host": "viewer.example"}, 204),
+        ({"X-Forwarded-For": "192.0.2.1"}, 403),
+        ({"X-Forwarded-For": "192.0.2.1, 127.0.0.1"}, 403),
+        ({"X-Forwarded-For": "unknown"}, 403),
+        ({"Forwarded": "proto=https;for=192.0.2.1"}, 403),
+        ({"Forwarded": 'for=127.0.0.1, for="[2001:db8::1]"'}, 403),
+        ({"Forwarded": "for=_hidden"}, 403),
+    ],
+)
+def test_a_proxy_on_the_loopback_interface_opens_nothing_to_others(
+    client: httpx.Client, headers: dict[str, str], status: int
+) -> None:
+    assert client.get("/v2/studies?PatientID=nobody", headers=headers).status_code == status
