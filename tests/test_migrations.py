@@ -180,6 +180,12 @@ def test_every_table_is_valid_t_sql() -> None:
     assert {table.name for table in tables.metadata.sorted_tables} <= set(found)
 
 
+def test_the_lock_of_an_upgrade_is_t_sql_and_says_when_it_is_refused() -> None:
+    statements = sqlglot.parse(migrations.LOCK, read="tsql", error_level=sqlglot.ErrorLevel.RAISE)
+    assert len(statements) == 4
+    assert migrations.LOCK.endswith("SELECT @granted")
+
+
 def test_identifiers_are_compared_byte_by_byte_on_sql_server() -> None:
     for table in tables.metadata.sorted_tables:
         for column in table.columns:

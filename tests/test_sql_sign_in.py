@@ -6,8 +6,10 @@ import struct
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from shared.errors import DependencyUnavailable
+from shared.sql import tables
 from shared.sql.engine import Database
 from tests import tools
 
@@ -94,6 +96,39 @@ def test_the_driver_is_one_that_the_machine_has(
     monkeypatch.setattr(pyodbc, "drivers", lambda: here)
     try_to_connect(f"{HOST}?driver={named}" if named else HOST, access_token=lambda: "token")
     assert f"DRIVER={{{taken}}}" in connections[-1][0]
+
+
+def test_a_driver_that_is_not_there_is_a_dependency_that_is_away() -> None:
+    database = Database("mssql+pyodbc://sa:x@127.0.0.1:1/dicom?driver=/nowhere/libmsodbcsql.so", threads=1)
+    with pytest.raises(DependencyUnavailable):
+        database.run(False, lambda connection: None)
+    database.close()
+
+
+@pytest.mark.parametrize("state", ["28000", "IM002"])
+def test_a_refused_sign_in_is_a_dependency_that_is_away(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    def connect(_text: str, **_options: Any) -> None:
+        raise pyodbc.InterfaceError(state, f"[{state}] Login failed for user '<token>'. (18456)")
+
+    monkeypatch.setattr(pyodbc, "connect", connect)
+    database = Database(f"{HOST}?driver=x", threads=1)
+    with pytest.raises(DependencyUnavailable):
+        database.run(False, lambda connection: None)
+    database.close()
+
+
+def test_strings_reach_the_driver_in_the_type_of_their_column() -> None:
+    """An NVARCHAR beside a VARCHAR column would keep the server from seeking in its index."""
+    database = Database(f"{HOST}?driver=x", threads=1)
+    dialect = database.engine.dialect
+
+    def sent(column: sa.Column[Any]) -> Any:
+        return column.type.dialect_impl(dialect).get_dbapi_type(dialect.dbapi)
+
+    assert sent(tables.study.c.study_instance_uid) == pyodbc.SQL_VARCHAR
+    assert sent(tables.study.c.patient_name) == pyodbc.SQL_WVARCHAR
+    assert sent(tables.study.c.attributes) == (pyodbc.SQL_WVARCHAR, 0, 0)
+    database.close()
 
 
 def test_a_missing_driver_or_identity_is_a_dependency_that_is_away() -> None:

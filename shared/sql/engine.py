@@ -33,11 +33,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8
-_GIVE_UP_SECONDS = 30.0
+_GIVE_UP_SECONDS = 20.0
+_LOGIN_SECONDS = 8
 # Azure SQL errors worth another try: "Troubleshoot transient connection errors" and deadlocks (1205).
 _TRANSIENT = frozenset(
     {926, 1204, 1205, 1222, 233, 4060, 4221, 615, 10928, 10929, 40197, 40501, 40613, 49918, 49919, 49920}
 )
+_SQLSTATE_NO_LOGIN = ("28000", "IM002", "IM003", "01000")
 _SQLSTATE_LOST = ("08001", "08S01", "08003", "08007", "HYT00", "HYT01")
 
 
@@ -96,7 +98,7 @@ class Database:
             except (SQLAlchemyError, OSError) as error:
                 last = attempt == _ATTEMPTS - 1 or time.monotonic() - started > _GIVE_UP_SECONDS
                 if not is_transient(error) and not isinstance(error, IntegrityError):
-                    if isinstance(error, DBAPIError) and not isinstance(error, sa.exc.OperationalError):
+                    if not _is_away(error):
                         raise
                     last = True
                 log.warning("SQL attempt %d failed: %s", attempt + 1, _describe(error))
@@ -144,8 +146,8 @@ def _create_engine(url: sa.URL, threads: int, access_token: Callable[[], str] | 
             pool_size=threads,
             max_overflow=0,
             pool_timeout=10,
-            use_setinputsizes=False,
             hide_parameters=True,
+            connect_args={"timeout": _LOGIN_SECONDS},
         )
         if access_token is not None and not url.username:
             _sign_in_with_tokens(engine, access_token)
@@ -220,6 +222,14 @@ def is_transient(error: BaseException) -> bool:
     return any(int(number) in _TRANSIENT for number in re.findall(r"\((\d{3,5})\)", text))
 
 
+def _is_away(error: BaseException) -> bool:
+    """Whether a failure that another try does not mend is the database's and not a statement's."""
+    if not isinstance(error, DBAPIError) or isinstance(error, sa.exc.OperationalError):
+        return True
+    arguments = error.orig.args if error.orig is not None else ()
+    return bool(arguments) and arguments[0] in _SQLSTATE_NO_LOGIN
+
+
 def _describe(error: BaseException) -> str:
     """The kind of a failure without statement or parameters, which hold patient data."""
     if not isinstance(error, DBAPIError) or error.orig is None:
@@ -248,12 +258,14 @@ def _json_values_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(json_values, "mssql")
 def _json_values_mssql(element: Any, compiler: Any, **kw: Any) -> str:
     parameter = compiler.process(element.clauses, **kw)
-    value = "CAST([value] AS VARCHAR(64)) COLLATE Latin1_General_100_BIN2"
-    return f"(SELECT {value} AS [value] FROM OPENJSON({parameter}))"
+    # 65: what is longer than every column must not be cut to what one holds. A parameter of more than 4,000
+    # characters may arrive as NTEXT, which OPENJSON does not take.
+    value = "CAST([value] AS VARCHAR(65)) COLLATE Latin1_General_100_BIN2"
+    return f"(SELECT {value} AS [value] FROM OPENJSON(CAST({parameter} AS NVARCHAR(MAX))))"
 
 
 def uid_table(values: list[str], name: str = "given") -> sa.TableValuedAlias:
     """``values`` (UIDs) as a table of one column, ``value``; one bound parameter however many there are."""
-    return json_values(sa.bindparam(None, json.dumps(values), sa.Text())).table_valued(
+    return json_values(sa.bindparam(None, json.dumps(values), sa.UnicodeText())).table_valued(
         sa.column("value", sa.Text()), name=name
     )

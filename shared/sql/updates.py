@@ -117,13 +117,15 @@ def _instances_with_prepared(operation: str) -> sa.Join:
     )
 
 
-def _committed(connection: sa.Connection, operation: str, partition: str, study: str) -> int | None:
+def _committed(
+    connection: sa.Connection, operation: str, partition: str, study: str, lock: str = "HOLDLOCK"
+) -> int | None:
     """The number of instances ``operation`` has updated of a study: 0 after its end if it did not come to
     the study, None while it may come to it."""
     u = t.updated_study
     rows = connection.execute(
         sa.select(u.c.partition_name, u.c.study_instance_uid, u.c.number_of_instances)
-        .with_hint(u, "WITH (HOLDLOCK)", "mssql")
+        .with_hint(u, f"WITH ({lock})", "mssql")
         .where(u.c.operation_id == operation)
     ).all()
     found = {(row[0], row[1]): row[2] for row in rows}
@@ -354,7 +356,8 @@ def commit(
     """
     query_tags.hold(connection, tags.version)
     study_key = locked_study(connection, Resource(partition, study))
-    done = _committed(connection, operation, partition, study)
+    # Two that both hold a shared lock and then add their row would wait for each other.
+    done = _committed(connection, operation, partition, study, "UPDLOCK, HOLDLOCK")
     if done is not None or study_key is None:
         abandon(connection, operation, partition, study, cleanup_after)
         return done or 0

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from shared.errors import DependencyUnavailable
+
 if TYPE_CHECKING:
     from shared.sql.engine import Database
 
 HEAD = "0005"
 """The revision the code expects; a test holds it equal to the newest in ``versions/``."""
+
+LOCK = (
+    "SET NOCOUNT ON; DECLARE @granted INT; "
+    "EXEC @granted = sp_getapplock @Resource = 'dicom-migrate', @LockMode = 'Exclusive', "
+    "@LockOwner = 'Transaction', @LockTimeout = 20000; SELECT @granted"
+)
+"""SQL Server's lock of whoever upgrades, held by the transaction; a refusal is a negative number, no error."""
 
 
 def migrate(database: Database) -> None:
@@ -26,10 +35,8 @@ def migrate(database: Database) -> None:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection.exec_driver_sql(
-                "EXEC sp_getapplock @Resource='dicom-migrate', @LockMode='Exclusive', "
-                "@LockOwner='Transaction', @LockTimeout=60000"
-            )
+            if connection.exec_driver_sql(LOCK).scalar_one() < 0:
+                raise DependencyUnavailable("The SQL database is being upgraded; try again later.")
         if _revision(connection) < HEAD:
             _upgrade(connection)
         connection.commit()
