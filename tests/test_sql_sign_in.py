@@ -120,7 +120,7 @@ def test_a_refused_sign_in_is_a_dependency_that_is_away(monkeypatch: pytest.Monk
 def test_strings_reach_the_driver_in_the_type_of_their_column() -> None:
     """An NVARCHAR beside a VARCHAR column would keep the server from seeking in its index."""
     database = Database(f"{HOST}?driver=x", threads=1)
-    dialect = database.engine.dialect
+    dialect: Any = database.engine.dialect
 
     def sent(column: sa.Column[Any]) -> Any:
         return column.type.dialect_impl(dialect).get_dbapi_type(dialect.dbapi)

@@ -20,7 +20,7 @@ LOCK = (
     "EXEC @granted = sp_getapplock @Resource = 'dicom-migrate', @LockMode = 'Exclusive', "
     "@LockOwner = 'Transaction', @LockTimeout = 20000; SELECT @granted"
 )
-"""SQL Server's lock of whoever upgrades, held by the transaction; a refusal is a negative number, no error."""
+"""The lock of whoever upgrades, held by the transaction; a refusal is a negative number, no error."""
 
 
 def migrate(database: Database) -> None:
