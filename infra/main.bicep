@@ -266,5 +266,7 @@ output STORAGE_EVENTS_TOPIC_NAME string = events.outputs.name
 output SQL_SERVER string = database.outputs.host
 output SQL_DATABASE string = database.outputs.name
 output APP_IDENTITY_NAME string = identity.outputs.name
+output VIEWER_CLIENT_ID string = createEntraApplication ? entra!.outputs.clientId : ''
+output VIEWER_SCOPE string = createEntraApplication ? 'openid profile offline_access ${entra!.outputs.scope}' : ''
 output VIEWER_STORAGE_ACCOUNT_NAME string = viewer ? site!.outputs.accountName : ''
 output VIEWER_URL string = viewer ? site!.outputs.url : ''

@@ -52,4 +52,5 @@ resource principal 'Microsoft.Graph/servicePrincipals@v1.0' = {
 }
 
 output clientId string = application.appId
+output scope string = '${identifier}/Dicom.ReadWrite'
 output audience string = '${application.appId},${identifier}'
