@@ -31,7 +31,7 @@ class HttpApp:
         self._functions = {function.name: function for function in functions}
         self._settings = settings
         self._router = Router()
-        self._viewer = Viewer(settings.viewer) if settings.viewer else None
+        self._viewer = Viewer(settings.viewer, settings.viewer_sign_in) if settings.viewer else None
         prefix = f"{settings.route_prefix}/" if settings.route_prefix else ""
         for function in functions:
             if function.trigger == "httpTrigger":

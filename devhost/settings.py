@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from devhost.viewer import SignIn
+
 DEFAULT_BODY_LIMIT = 104_857_600
 
 
@@ -51,6 +53,7 @@ class HostSettings:
     queues: Queues = Queues()
     blobs: Blobs = Blobs()
     viewer: Path | None = None
+    viewer_sign_in: SignIn | None = None
 
 
 def load(root: Path) -> HostSettings:
@@ -87,7 +90,17 @@ def load(root: Path) -> HostSettings:
             poison_blob_threshold=int(blobs.get("poisonBlobThreshold", 5)),
         ),
         viewer=Path(os.environ["DEVHOST_VIEWER"]) if os.environ.get("DEVHOST_VIEWER") else None,
+        viewer_sign_in=_viewer_sign_in(),
     )
+
+
+def _viewer_sign_in() -> SignIn | None:
+    """How the viewer beside the functions signs people in: at the authority whose tokens the app takes."""
+    authority = os.environ.get("DICOM_AUTH_AUTHORITY", "")
+    client = os.environ.get("DEVHOST_VIEWER_CLIENT_ID", "")
+    if not authority or not client:
+        return None
+    return SignIn(authority, client, os.environ.get("DEVHOST_VIEWER_SCOPE", "openid profile"))
 
 
 def local_values(root: Path) -> dict[str, str]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 VERSION = "3.13.2"
 PAGE = "viewer"
 _CONFIG = Path(__file__).with_name("app-config.js")
-_OF_OTHER_HOSTS = ("_headers", "_redirects", "serve.json", "google.js")
+# Of other hosts; and a page that loads scripts from one. Tokens are renewed without it, by a refresh token.
+_LEFT_OUT = ("_headers", "_redirects", "serve.json", "google.js", "silent-refresh.html")
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -142,7 +143,7 @@ def write_site(files: Path, output: Path, server: str, sign_in: SignIn | None = 
             raise Problem(f"The folder {output} holds something else than an earlier viewer.")
         shutil.rmtree(output)
     shutil.copytree(files, output)
-    for name in _OF_OTHER_HOSTS:
+    for name in _LEFT_OUT:
         (output / name).unlink(missing_ok=True)
     (output / _CONFIG.name).write_text(config)
     shutil.copyfile(output / "index.html", output / "404.html")
@@ -151,10 +152,11 @@ def write_site(files: Path, output: Path, server: str, sign_in: SignIn | None = 
 class Viewer:
     """Answers requests for the page and the files of the viewer in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sign_in: SignIn | None = None) -> None:
         from starlette.staticfiles import StaticFiles
 
         self._files = StaticFiles(directory=folder)
+        self._sign_in = _sign_in(sign_in) if sign_in else ""
 
     def answer(self, path: str, scope: Scope) -> Response | None:
         """The response for a decoded path without outer slashes; None when it is not the viewer's."""
@@ -164,8 +166,8 @@ class Viewer:
         page = first == PAGE
         name = (rest if page else path) or "index.html"
         if name == _CONFIG.name:
-            return self._send(_CONFIG, scope)
-        if not page and name == "index.html":
+            return self._configuration()
+        if name in _LEFT_OUT or (not page and name == "index.html"):
             return None
         found, _ = self._files.lookup_path(os.path.normpath(name))
         if not Path(found).is_file():
@@ -173,6 +175,12 @@ class Viewer:
                 return None
             found, _ = self._files.lookup_path("index.html")
         return self._send(Path(found), scope)
+
+    def _configuration(self) -> Response:
+        from starlette.responses import Response
+
+        headers = {"Cache-Control": "no-cache", **_HEADERS}
+        return Response(_CONFIG.read_text() + self._sign_in, headers=headers, media_type=_MEDIA_TYPES[".js"])
 
     def _send(self, file: Path, scope: Scope) -> Response:
         response = self._files.file_response(file, os.stat(file), scope)

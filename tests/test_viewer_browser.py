@@ -27,7 +27,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from devhost import demo
 from devhost.azurite import Installation
 from devhost.setup import Screen
-from devhost.viewer import Package, write_site
+from devhost.viewer import Package, SignIn, write_site
+from tests import oidc_issuer
 from tests.conftest import ROOT, Server, StartServer
 from tests.tools import tool
 
@@ -124,7 +125,8 @@ def until(browser: webdriver.Chrome, condition: object, what: str) -> None:
 
 
 def text(browser: webdriver.Chrome) -> str:
-    return browser.find_element(By.TAG_NAME, "body").text
+    """What is to be read on the page; nothing while the browser is on its way to another."""
+    return str(browser.execute_script("return document.body ? document.body.innerText : ''"))
 
 
 def seen(browser: webdriver.Chrome) -> np.ndarray:
@@ -203,3 +205,49 @@ def test_the_static_website_of_another_origin_lists_and_shows(
     hosts, failed = requested(browser)
     assert hosts == {"127.0.0.1"}
     assert failed == []
+
+
+@pytest.mark.parametrize("where", ["site", "app"])
+def test_nobody_sees_anything_before_signing_in_and_a_reader_the_list(
+    viewer: Server,
+    browser: webdriver.Chrome,
+    site: http.server.ThreadingHTTPServer,
+    files: Path,
+    where: str,
+) -> None:
+    """Authorization code flow with PKCE: on another origin and beside the functions."""
+    origin = f"http://127.0.0.1:{site.server_port}"
+    page = origin if where == "site" else f"{viewer.url}/viewer"
+    scope = f"openid profile {oidc_issuer.AUDIENCE}/Dicom.ReadWrite"
+    with oidc_issuer.running() as issuer:
+        write_site(files, site.folder, viewer.url, SignIn(issuer.url, oidc_issuer.CLIENT, scope))  # type: ignore[attr-defined]
+        viewer.restart(
+            DICOM_AUTH_AUTHORITY=issuer.url,
+            DICOM_AUTH_AUDIENCE=oidc_issuer.AUDIENCE,
+            DICOM_AUTH_TENANT=oidc_issuer.TENANT,
+            DICOM_AUTH_ANONYMOUS="false",
+            DEVHOST_VIEWER_CLIENT_ID=oidc_issuer.CLIENT,
+            DEVHOST_VIEWER_SCOPE=scope,
+        )
+        issuer.redirects = {f"{page}/callback"}
+        requested(browser)
+        browser.get(page)
+        until(browser, lambda: "Nobody is signed in" in text(browser), "the issuer")
+        assert browser.current_url.startswith(f"{issuer.url}/authorize?")
+        assert not any(name in browser.page_source for name in PATIENTS)
+
+        issuer.signed_in = ("DICOM Data Reader",)
+        browser.get(page)
+        until(browser, lambda: all(name in text(browser) for name in PATIENTS), "the list of studies")
+        assert browser.current_url.startswith(page)
+        assert "/token" in issuer.requests
+        hosts, failed = requested(browser)
+        assert hosts == {"127.0.0.1"}
+        assert failed == []
+
+        issuer.signed_in = ()  # somebody without a role
+        browser.delete_all_cookies()
+        browser.execute_script("sessionStorage.clear()")
+        browser.get(page)
+        until(browser, lambda: any(f.startswith("403 ") for f in requested(browser)[1]), "a refusal")
+        assert not any(name in text(browser) for name in PATIENTS)
