@@ -24,6 +24,7 @@ from functions import (
     timers,
     update,
     wado_uri,
+    workitem_subscriptions,
 )
 
 _MODULES = (
@@ -48,6 +49,7 @@ _MODULES = (
     timers,
     update,
     wado_uri,
+    workitem_subscriptions,
 )
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)

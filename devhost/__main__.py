@@ -23,8 +23,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from devhost import events, worker
 from devhost import settings as host_settings
-from devhost import worker
 
 log = logging.getLogger("devhost")
 
@@ -46,6 +46,7 @@ class Host:
         self._settings = settings
         self._listener = listener
         self._workers = workers
+        self._events = events.listen()
         self._children: list[_Child] = []
         self.stopping = threading.Event()
 
@@ -54,7 +55,7 @@ class Host:
         ready = [self._context.Event() for _ in range(self._workers + 1)]
         for number in range(self._workers):
             self._add(f"http worker {number + 1}", worker.serve_http, self._listener, ready[number])
-        self._add("triggers", worker.serve_triggers, ready[-1])
+        self._add("triggers", worker.serve_triggers, self._events, ready[-1])
         try:
             while not all(event.is_set() for event in ready):
                 if self.stopping.wait(0.02):

@@ -65,9 +65,13 @@ def serve_http(settings: HostSettings, listener: socket.socket, ready: Event) ->
     _end()
 
 
-def serve_triggers(settings: HostSettings, ready: Event) -> None:
-    """Run the blob, queue and timer triggers until told to stop or the host is gone."""
+def serve_triggers(settings: HostSettings, events: socket.socket | None, ready: Event) -> None:
+    """Run the blob, queue and timer triggers until told to stop or the host is gone.
+
+    ``events`` is where subscribers of events connect.
+    """
     from devhost.app import load_functions
+    from devhost.events import serve
     from devhost.triggers import create_triggers, run_triggers
 
     _begin(settings)
@@ -82,8 +86,11 @@ def serve_triggers(settings: HostSettings, ready: Event) -> None:
         except ValueError as error:
             log.error("%s", error)
             raise SystemExit(1) from error
+        hub = asyncio.create_task(serve(events)) if events is not None else None
         ready.set()
         await run_triggers(triggers, stop)
+        if hub is not None:
+            hub.cancel()
 
     asyncio.run(main())
     _end()

@@ -1,14 +1,18 @@
-"""Queue triggers: coordination and steps of long-running operations, and messages that failed too often.
+"""Queue triggers: coordination and steps of long-running operations, messages that failed too often, events.
 
-Two queues, so that an operation's coordinator never waits behind the steps of others.
+Two queues of operations, so that a coordinator never waits behind the steps of others.
 """
 
 from __future__ import annotations
 
+import logging
+
 import azure.functions as func
 
 from shared import services
+from shared.errors import DependencyUnavailable
 
+log = logging.getLogger(__name__)
 blueprint = func.Blueprint()
 
 _STORAGE = "AzureWebJobsStorage"
@@ -40,3 +44,13 @@ async def give_up_coordination(message: func.QueueMessage) -> None:
 async def give_up_step(message: func.QueueMessage) -> None:
     """A step's message that its workers died of."""
     await services.operations.give_up(message.get_body())
+
+
+@blueprint.function_name("deliver_workitem_events")
+@blueprint.queue_trigger(arg_name="message", queue_name="workitem-events", connection=_STORAGE)
+async def deliver_workitem_events(message: func.QueueMessage) -> None:
+    """Send event reports of workitems; what cannot be sent now is for the timer."""
+    try:
+        await services.workitem_events.deliver()
+    except DependencyUnavailable as error:
+        log.warning("Events wait for the timer: %s", error)

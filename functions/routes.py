@@ -36,6 +36,9 @@ INSTANCE_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/thumb
 FRAMES_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/frames/{frames}/thumbnail"
 BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}"
 
+SUBSCRIBER = "subscribers/{subscriber}"
+SUBSCRIBER_EVENTS = "subscribers/{subscriber}/events"
+
 WADO_URI = "wado"
 EXPORT = "export"
 

@@ -55,3 +55,13 @@ async def evict_cached_frames(timer: func.TimerRequest) -> None:
     evicted = await services.frame_cache.evict()
     if evicted:
         log.info("Removed %d frames from the cache.", evicted)
+
+
+@blueprint.function_name("tend_workitem_events")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_CLEANUP_SCHEDULE%", use_monitor=True)
+async def tend_workitem_events(timer: func.TimerRequest) -> None:
+    """Forget old event reports of workitems, and send those that no message told of."""
+    forgotten = await services.workitem_events.prune()
+    sent = await services.workitem_events.deliver()
+    if sent or forgotten:
+        log.info("Sent %d events that were left behind; forgot %d.", sent, forgotten)

@@ -77,6 +77,9 @@ param alertEmail string = ''
 @description('A storage account with a static website for the OHIF viewer.')
 param viewer bool = false
 
+@description('Azure Web PubSub, by which subscribers of workitems get their events at once. Without it they fetch them.')
+param workitemEvents bool = false
+
 var token = toLower(uniqueString(subscription().id, environmentName, location))
 var tags = { 'azd-env-name': environmentName }
 var isPrivate = profile == 'private'
@@ -159,6 +162,18 @@ module vault 'modules/vault.bicep' = {
   }
 }
 
+module webPubSub 'modules/webpubsub.bicep' = if (workitemEvents) {
+  name: 'webpubsub'
+  scope: group
+  params: {
+    name: 'wps-dicom-${token}'
+    location: location
+    tags: tags
+    sku: profile == 'trial' ? 'Free_F1' : 'Standard_S1'
+    publicAccess: !isPrivate
+  }
+}
+
 module entra 'modules/entra.bicep' = if (createEntraApplication) {
   name: 'entra'
   scope: group
@@ -177,6 +192,7 @@ module roles 'modules/roles.bicep' = {
     storageName: storage.outputs.name
     vaultName: vault.outputs.name
     insightsName: monitoring.outputs.insightsName
+    webPubSubName: workitemEvents ? webPubSub!.outputs.name : ''
   }
 }
 
@@ -191,6 +207,7 @@ module endpoints 'modules/endpoints.bicep' = if (isPrivate) {
     storageId: storage.outputs.id
     databaseServerId: database.outputs.serverId
     vaultId: vault.outputs.id
+    webPubSubId: workitemEvents ? webPubSub!.outputs.id : ''
   }
 }
 
@@ -210,6 +227,7 @@ module app 'modules/app.bicep' = {
     databaseHost: database.outputs.host
     databaseName: database.outputs.name
     vaultUri: vault.outputs.uri
+    webPubSubEndpoint: workitemEvents ? webPubSub!.outputs.endpoint : ''
     insightsConnectionString: monitoring.outputs.connectionString
     authAudience: createEntraApplication ? entra!.outputs.audience : authAudience
     corsOrigins: viewer ? union(corsOrigins, [site!.outputs.origin]) : corsOrigins

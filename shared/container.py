@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
 
     from shared.blobs.store import BlobStore
+    from shared.operations.event_channel import EventChannel
     from shared.operations.queue import OperationQueue
     from shared.operations.state import State
     from shared.operations.table import OperationTable
@@ -111,6 +112,18 @@ def operation_queue() -> OperationQueue:
     return OperationQueue(
         create_service(connection, config.queue_service_uri, None if connection else credential())
     )
+
+
+@cache
+def event_channel() -> EventChannel | None:
+    """Azure Web PubSub, or the development host's; None where there is neither: events are fetched then."""
+    config = settings()
+    if not (config.web_pubsub_connection or config.web_pubsub_endpoint):
+        return None
+    from shared.operations import event_channel as channel
+
+    connection = config.web_pubsub_connection
+    return channel.connect(connection, config.web_pubsub_endpoint, None if connection else credential())
 
 
 @cache

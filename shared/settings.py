@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     key_vault_uri: str = Field("", alias="DICOM_KEY_VAULT_URI")
     secrets_folder: str = Field(".data/secrets", alias="DICOM_SECRETS_FOLDER")
     secrets_key: str = Field("", alias="DICOM_SECRETS_KEY")
+    web_pubsub_endpoint: str = Field("", alias="DICOM_WEB_PUBSUB_ENDPOINT")
+    web_pubsub_connection: str = Field("", alias="DICOM_WEB_PUBSUB_CONNECTION")
+    event_days: int = Field(7, alias="DICOM_EVENT_DAYS", ge=1)
     storage_hosts: str = Field(
         "*.blob.core.windows.net *.blob.core.usgovcloudapi.net *.blob.core.chinacloudapi.cn "
         "*.blob.storage.azure.net",

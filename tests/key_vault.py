@@ -149,20 +149,26 @@ class _Resolver(AbstractResolver):
 @contextlib.asynccontextmanager
 async def vault(folder: Path) -> AsyncIterator[tuple[Vault, AioHttpTransport]]:
     """A vault on a free port, and a transport that trusts its certificate and finds its host."""
+    state = Vault()
+    async with over_tls(folder, _app(state)) as (state.port, transport):
+        yield state, transport
+
+
+@contextlib.asynccontextmanager
+async def over_tls(folder: Path, app: web.Application) -> AsyncIterator[tuple[int, AioHttpTransport]]:
+    """An application at :data:`HOST` on a free port, and a transport that finds and trusts it."""
     certificate = _certificate(folder)
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(certificate)
-    state = Vault()
-    runner = web.AppRunner(_app(state))
+    runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_side)
     await site.start()
-    state.port = runner.addresses[0][1]
     client_side = ssl.create_default_context(cafile=str(certificate))
     connector = aiohttp.TCPConnector(resolver=_Resolver(), ssl=client_side)
     session = aiohttp.ClientSession(connector=connector)
     try:
-        yield state, AioHttpTransport(session=session, session_owner=False)
+        yield runner.addresses[0][1], AioHttpTransport(session=session, session_owner=False)
     finally:
         await session.close()
         await runner.cleanup()

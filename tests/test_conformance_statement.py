@@ -278,12 +278,19 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("export", 415): lambda s: s.client.post(
         "/v2/export", content=b"<a/>", headers={"Content-Type": "text/xml"}
     ),
+    ("read_subscriber", 200): lambda s: s.client.get("/v2/subscribers/READER"),
+    ("read_subscriber", 400): lambda s: s.client.get("/v2/subscribers/A%5CB"),
+    ("read_subscriber", 406): lambda s: s.client.get("/v2/subscribers/READER", headers=NO_SUCH_TYPE),
+    ("read_events", 204): lambda s: s.client.get("/v2/subscribers/NOBODY/events"),
+    ("read_events", 400): lambda s: s.client.get("/v2/subscribers/NOBODY/events?after=x"),
+    ("read_events", 406): lambda s: s.client.get("/v2/subscribers/NOBODY/events", headers=NO_SUCH_TYPE),
     ("health", 200): lambda s: s.client.get("/health/check"),
     ("retrieve_capabilities", 200): lambda s: s.client.options("/v2"),
     ("retrieve_capabilities", 406): lambda s: s.client.get("/v2", headers=NO_SUCH_TYPE),
     ("openapi", 200): lambda s: s.client.get("/v2/openapi.json"),
 }
 ELSEWHERE = {
+    ("read_events", 200),
     ("read_latest_change", 204),
     ("partitions", 204),
     ("add_query_tags", 202),

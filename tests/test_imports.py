@@ -65,6 +65,7 @@ PACKAGES = {
     "python_multipart": {"web"},
     "azure.storage": {"blobs", "operations"},
     "azure.data": {"operations", "container"},
+    "azure.messaging": {"operations"},
     "azure.keyvault": {"security", "container"},
     "azure.identity": {"container"},
     "cryptography": {"security"},

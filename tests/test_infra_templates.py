@@ -41,13 +41,15 @@ ROLES = {
     "0a9a7e1f-b9d0-4cc4-a60d-0319b160aaa3": "Storage Table Data Contributor",
     "b86a8fe4-44ce-4948-aee5-eccb2c155cd7": "Key Vault Secrets Officer",
     "3913510d-42f4-4e42-8a64-420c390055eb": "Monitoring Metrics Publisher",
+    "12cf5a90-567b-43ae-8102-96cf46c7d9b4": "Web PubSub Service Owner",
 }
-"""What the identity needs: for blobs, queues, tables, secrets and telemetry (Azure built-in roles)."""
+"""What the identity needs for blobs, queues, tables, secrets, telemetry and events (Azure built-in roles)."""
 
 EMPTY_BY_DEFAULT = {
     "AzureWebJobsStorage": "the URIs and the identity take its place",
     "DICOM_AUTH_SCOPE": "tokens of applications have no scope",
     "DICOM_SECRETS_KEY": "Key Vault takes its place",
+    "DICOM_WEB_PUBSUB_CONNECTION": "the endpoint and the identity take its place",
     "WEBSITE_INSTANCE_ID": "set by Azure",
 }
 NAME_LIMITS = {
@@ -58,6 +60,7 @@ NAME_LIMITS = {
     "identity": r"[A-Za-z0-9][A-Za-z0-9_-]{2,127}",
     "events": r"[A-Za-z0-9-]{3,50}",
     "site": r"[a-z0-9]{3,24}",
+    "webPubSub": r"[A-Za-z][A-Za-z0-9-]{1,61}[A-Za-z0-9]",
 }
 """Names of resources ("Naming rules and restrictions for Azure resources")."""
 

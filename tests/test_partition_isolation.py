@@ -212,6 +212,8 @@ READS: dict[str, Probe] = {
     "update_query_tag": no_such_tag("PATCH"),
     "delete_query_tag": no_such_tag("DELETE"),
     "list_query_tag_errors": no_such_tag("GET", "/00180050/errors"),
+    "read_subscriber": lambda t, _: t.get("subscribers/READER", "application/json"),
+    "read_events": lambda t, _: t.get("subscribers/READER/events", JSON),
     "check_health": without_instances("health/check"),
 }
 """What reads, by name of its handler; several readers run at once in every partition."""

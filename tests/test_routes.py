@@ -55,6 +55,8 @@ PATHS = {
     ("GET", f"studies/{INSTANCE}/thumbnail"): "instance_thumbnail",
     ("GET", f"studies/{INSTANCE}/frames/1,2/thumbnail"): "frames_thumbnail",
     ("GET", f"studies/{INSTANCE}/bulkdata/7FE00010"): "retrieve_bulkdata",
+    ("GET", "subscribers/READER"): "read_subscriber",
+    ("GET", "subscribers/READER/events"): "read_events",
 }
 """Of the Studies service, relative to its base."""
 WHOLE_PATHS = {

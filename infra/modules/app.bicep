@@ -23,6 +23,8 @@ param databaseHost string
 param databaseName string
 @description('URI of the vault.')
 param vaultUri string
+@description('Endpoint of the Web PubSub service; none where it is empty.')
+param webPubSubEndpoint string
 @description('Where telemetry goes.')
 param insightsConnectionString string
 @description('Audiences of accepted access tokens, with commas between them.')
@@ -122,6 +124,7 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     DICOM_AUTH_AUDIENCE: authAudience
     DICOM_AUTH_TENANT: tenant().tenantId
     DICOM_KEY_VAULT_URI: vaultUri
+    DICOM_WEB_PUBSUB_ENDPOINT: webPubSubEndpoint
     DICOM_BLOB_TRIGGER_SOURCE: 'EventGrid'
     DICOM_CLEANUP_SCHEDULE: '0 */1 * * * *'
     DICOM_OPERATIONS_SCHEDULE: '30 */1 * * * *'

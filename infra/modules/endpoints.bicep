@@ -13,15 +13,19 @@ param storageId string
 param databaseServerId string
 @description('The vault.')
 param vaultId string
+@description('The Web PubSub service; none where it is empty.')
+param webPubSubId string
 
 var suffix = environment().suffixes.storage
-var targets = [
+var always = [
   { name: 'blob', resource: storageId, group: 'blob', zone: 'privatelink.blob.${suffix}' }
   { name: 'queue', resource: storageId, group: 'queue', zone: 'privatelink.queue.${suffix}' }
   { name: 'table', resource: storageId, group: 'table', zone: 'privatelink.table.${suffix}' }
   { name: 'sql', resource: databaseServerId, group: 'sqlServer', zone: 'privatelink${environment().suffixes.sqlServerHostname}' }
   { name: 'vault', resource: vaultId, group: 'vault', zone: 'privatelink.vaultcore.azure.net' }
 ]
+var webPubSub = { name: 'webpubsub', resource: webPubSubId, group: 'webpubsub', zone: 'privatelink.webpubsub.azure.com' }
+var targets = empty(webPubSubId) ? always : concat(always, [webPubSub])
 
 resource zones 'Microsoft.Network/privateDnsZones@2020-06-01' = [
   for target in targets: {

@@ -18,7 +18,7 @@ param publicAccess bool
 param restoreDays int
 
 var containers = ['dicom', 'metadata', 'inbox', 'inbox-failed', 'cache', 'operations']
-var queues = ['operations', 'operation-steps', 'operations-poison', 'operation-steps-poison']
+var queues = ['operations', 'operation-steps', 'operations-poison', 'operation-steps-poison', 'workitem-events']
 var packages = 'app-package'
 
 resource account 'Microsoft.Storage/storageAccounts@2023-05-01' = {

@@ -40,6 +40,14 @@ def check_partition(value: str) -> str:
     return value
 
 
+def check_ae_title(value: str) -> str:
+    """Return an AE title without insignificant spaces (PS3.5 §6.2) or raise InvalidRequest."""
+    title = value.strip(" ")
+    if not (0 < len(title) <= 16 and title.isascii() and title.isprintable() and "\\" not in title):
+        raise InvalidRequest("An AE title must be 1 to 16 printable ASCII characters without backslash.")
+    return title
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """A study, series or instance: what a Studies-service path addresses (PS3.18 §10.1.1).

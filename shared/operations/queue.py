@@ -1,4 +1,4 @@
-"""The queues of long-running operations: one for their coordinators, one for the steps."""
+"""The queues: coordinators of long-running operations, their steps, and word of events to send."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shared.errors import DependencyUnavailable
 
 OPERATIONS = "operations"
 STEPS = "operation-steps"
+WORKITEM_EVENTS = "workitem-events"
 POISON = "-poison"
 
 _FOR_EVER = -1
@@ -44,6 +45,7 @@ class OperationQueue:
             for queue in (OPERATIONS, STEPS):
                 await self._create(queue)
                 await self._create(queue + POISON)
+            await self._create(WORKITEM_EVENTS)
         except (AzureError, OSError) as error:
             raise _unavailable() from error
 

@@ -33,6 +33,7 @@ _MODULES = frozenset(
         "store",
         "transcoded",
         "update",
+        "workitem_events",
     }
 )
 

@@ -30,6 +30,14 @@ def find_all(connection: sa.Connection) -> list[Partition]:
     return [Partition(*row) for row in rows]
 
 
+def find(connection: sa.Connection, name: str) -> int | None:
+    """The key of a partition, or None where there is none of that name."""
+    partition = t.partition
+    return connection.execute(
+        sa.select(partition.c.partition_key).where(partition.c.partition_name == name)
+    ).scalar()
+
+
 def key_of(connection: sa.Connection, name: str) -> int:
     """The key of a partition, which is made where there is none of that name."""
     partition = t.partition

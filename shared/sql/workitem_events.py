@@ -14,6 +14,7 @@ import orjson
 import sqlalchemy as sa
 
 from shared.dicom.event_reports import EventReport, EventType
+from shared.sql import partitions
 from shared.sql import tables as t
 from shared.sql.change_feed import timestamp
 
@@ -113,6 +114,20 @@ def _take_numbers(connection: sa.Connection, partition_key: int, subscriber: str
     return int(last)
 
 
+def read_missed(
+    connection: sa.Connection, partition: str, subscriber: str, after: int, limit: int
+) -> tuple[list[WorkitemEvent], int]:
+    """Up to ``limit`` events that follow ``after`` in a partition given by name, and how many before them are
+    not kept any more."""
+    key = partitions.find(connection, partition)
+    if key is None:
+        return [], 0
+    last = last_event_id(connection, partition, subscriber)
+    events = read(connection, key, subscriber, after, limit)
+    first = events[0].event_id if events else last + 1
+    return events, max(0, first - after - 1)
+
+
 def read(
     connection: sa.Connection, partition_key: int, subscriber: str, after: int, limit: int
 ) -> list[WorkitemEvent]:
@@ -125,6 +140,61 @@ def read(
         .limit(limit)
     )
     return [_event(row) for row in connection.execute(statement)]
+
+
+def last_event_id(connection: sa.Connection, partition: str, subscriber: str) -> int:
+    """The number of the newest event a subscriber has got in a partition; 0 before the first."""
+    s, p = t.workitem_subscriber, t.partition
+    found = connection.execute(
+        sa.select(s.c.last_event_id)
+        .join(p, p.c.partition_key == s.c.partition_key)
+        .where(p.c.partition_name == partition, s.c.subscriber == subscriber)
+    ).scalar()
+    return int(found or 0)
+
+
+def prune(connection: sa.Connection, before: str) -> int:
+    """Forget events that were written before a timestamp; how many."""
+    return connection.execute(sa.delete(t.workitem_event).where(t.workitem_event.c.created < before)).rowcount
+
+
+# --- delivery ----------------------------------------------------------------------------------------
+
+
+def is_pending(connection: sa.Connection) -> bool:
+    """Whether there are events that have not been sent."""
+    e, d = t.workitem_event, t.workitem_event_delivery
+    sent = sa.select(d.c.sequence).scalar_subquery()
+    return connection.execute(sa.select(e.c.sequence).where(e.c.sequence > sent).limit(1)).first() is not None
+
+
+def take(
+    connection: sa.Connection, owner: str, done: int, now: str, until: str, limit: int
+) -> list[WorkitemEvent] | None:
+    """The next events to send, in order, for the run ``owner``, which has sent those up to ``done``.
+
+    None while another run sends events and its time is not up: two at once would mix up their order. With an
+    empty list the run has ended.
+    """
+    d = t.workitem_event_delivery
+    row = connection.execute(sa.select(d).with_hint(d, "WITH (UPDLOCK)", "mssql")).one()
+    sequence = row.sequence
+    if row.owner == owner:
+        sequence = max(sequence, done)
+    elif row.owner and row.until > now:
+        return None
+    e = t.workitem_event
+    rows = connection.execute(sa.select(e).where(e.c.sequence > sequence).order_by(e.c.sequence).limit(limit))
+    events = [_event(found) for found in rows]
+    mine = {"owner": owner, "until": until} if events else {"owner": "", "until": ""}
+    connection.execute(sa.update(d).values(sequence=sequence, **mine))
+    return events
+
+
+def release(connection: sa.Connection, owner: str) -> None:
+    """Let another run send what this one could not."""
+    d = t.workitem_event_delivery
+    connection.execute(sa.update(d).where(d.c.owner == owner).values(owner="", until=""))
 
 
 def _event(row: sa.Row[tuple[object, ...]]) -> WorkitemEvent:

@@ -43,6 +43,10 @@ _PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
         "Keyword or tag of an attribute, inside sequences preceded by theirs.",
     ),
     "operation": ({"type": "string", "pattern": "^[0-9a-f]{32}$"}, "Id of a long-running operation."),
+    "subscriber": (
+        {"type": "string", "minLength": 1, "maxLength": 16},
+        "AE title of a subscriber of workitems.",
+    ),
     "path": (
         {"type": "string", "examples": ["7FE00010"]},
         "The value within the instance: its tag, below sequences preceded by tag and item of each; "
@@ -113,6 +117,16 @@ _RENDERING_OPTIONS: dict[str, tuple[Json, str]] = {
     ),
     "quality": ({"type": "integer", "minimum": 1, "maximum": 100, "default": 90}, "Quality of a JPEG."),
     "iccprofile": ({"enum": ["no"]}, "ICC profiles are neither applied nor sent."),
+}
+_EVENT_OPTIONS: dict[str, tuple[Json, str]] = {
+    "after": (
+        {"type": "integer", "minimum": 0, "default": 0},
+        "The Event ID after which to begin: the last one that was seen.",
+    ),
+    "limit": (
+        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 1000},
+        "The most event reports to return.",
+    ),
 }
 _CHANGE_FEED_OPTIONS: dict[str, tuple[Json, str]] = {
     "offset": (
@@ -279,6 +293,18 @@ _SCHEMAS: Json = {
         "required": ["id", "href"],
         "properties": {"id": {"type": "string"}, "href": {"type": "string", "format": "uri"}},
     },
+    "Subscriber": {
+        "type": "object",
+        "required": ["subscriber", "webSocketUrl", "lastEventId"],
+        "properties": {
+            "subscriber": {"type": "string"},
+            "webSocketUrl": {
+                "type": "string",
+                "description": "Good for an hour and this subscriber; empty where events are only fetched.",
+            },
+            "lastEventId": {"type": "integer", "minimum": 0},
+        },
+    },
     "Health": {
         "type": "object",
         "required": ["overallStatus", "dependencies"],
@@ -411,6 +437,8 @@ def _parameters(route: Route) -> list[Json]:
             return [_parameter(name, "query", *of) for name, of in taken.items()]
         case "change_feed":
             return [_parameter(name, "query", *of) for name, of in _CHANGE_FEED_OPTIONS.items()]
+        case "read_events":
+            return [_parameter(name, "query", *of) for name, of in _EVENT_OPTIONS.items()]
         case "read_latest_change":
             return [_parameter("includeMetadata", "query", *_METADATA_OPTION)]
         case "retrieve" | "metadata" | "frames" | "rendered" | "bulkdata":
