@@ -159,13 +159,17 @@ class TwoServers:
             time.sleep(0.1)
 
     @contextlib.contextmanager
-    def killing(self, longest: float = 4.0) -> Iterator[None]:
-        """Kill one of the hosts every few seconds: SIGKILL to all its processes, and start it again."""
+    def killing(self) -> Iterator[None]:
+        """Kill one of the hosts every few seconds: SIGKILL to all its processes, and start it again.
+
+        At full size the pauses are longer, so that there is an end to it: a host takes seconds to start.
+        """
+        shortest, longest = (0.5, 4.0) if MOST <= 5000 else (2.0, 8.0)
         stop = threading.Event()
 
         def kill() -> None:
             chance = random.Random(1)
-            while not stop.wait(chance.uniform(0.5, longest)):
+            while not stop.wait(chance.uniform(shortest, longest)):
                 victim = self.servers[self.kills % 2]
                 victim.kill()
                 self.kills += 1
