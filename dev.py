@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(action=export)
 
+    command = commands.add_parser("migrate", help="move what another DICOMweb server has", add_help=False)
+    command.set_defaults(action=migrate)
+
     command = commands.add_parser("check", help="formatter, linter and type checker")
     command.set_defaults(action=check)
 
@@ -152,6 +155,11 @@ def export(_options: argparse.Namespace, rest: list[str]) -> int:
 def import_files(_options: argparse.Namespace, rest: list[str]) -> int:
     """Have a running server import a folder or a container."""
     return _run(_set_up(azurite=False), "-m", "devhost.importer", *rest)
+
+
+def migrate(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Move all instances of another DICOMweb server to a running one."""
+    return _run(_set_up(azurite=False), "-m", "devhost.migrate", *rest)
 
 
 def check(_options: argparse.Namespace, _rest: list[str]) -> int:

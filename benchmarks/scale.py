@@ -282,7 +282,7 @@ def run_search(index: Index, query: SearchQuery) -> float:
 def measure(indexes: Sequence[Index], rounds: int) -> list[dict[str, float]]:
     """The median of each search, by index; a tenth of the rounds do not count.
 
-    The indexes take turns, and who goes first changes from round to round: the second finds the processor warm.
+    The indexes take turns, and who goes first changes from round to round: the second finds a warm processor.
     """
     chance = random.Random(7)
     times: list[dict[str, list[float]]] = [{} for _ in indexes]

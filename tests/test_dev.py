@@ -70,13 +70,13 @@ def dev(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_commands_need_the_standard_library_alone() -> None:
     ended = dev("--help")
     assert ended.returncode == 0, ended.stderr
-    for command in ("run", "test", "load", "import", "export", "check", "bench", "viewer", "reindex"):
+    for command in ("run", "test", "load", "import", "export", "migrate", "check", "bench", "viewer", "reindex"):
         assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
 
 
 def test_commands_are_documented() -> None:
     text = (ROOT / "docs" / "develop.md").read_text()
-    for command in ("run", "test", "load", "import", "export", "check", "bench", "viewer", "reindex"):
+    for command in ("run", "test", "load", "import", "export", "migrate", "check", "bench", "viewer", "reindex"):
         assert f"python3 dev.py {command}" in text
 
 
