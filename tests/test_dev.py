@@ -31,6 +31,7 @@ from tests.export_target import Target
 from tests.partition import Partition
 
 DEV = str(ROOT / "dev.py")
+COMMANDS = "run test load import export migrate check bench viewer reindex".split()
 
 
 def make_file(path: Path, study: str, series: str) -> Path:
@@ -70,13 +71,13 @@ def dev(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_commands_need_the_standard_library_alone() -> None:
     ended = dev("--help")
     assert ended.returncode == 0, ended.stderr
-    for command in ("run", "test", "load", "import", "export", "migrate", "check", "bench", "viewer", "reindex"):
+    for command in COMMANDS:
         assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
 
 
 def test_commands_are_documented() -> None:
     text = (ROOT / "docs" / "develop.md").read_text()
-    for command in ("run", "test", "load", "import", "export", "migrate", "check", "bench", "viewer", "reindex"):
+    for command in COMMANDS:
         assert f"python3 dev.py {command}" in text
 
 
