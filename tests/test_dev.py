@@ -31,7 +31,7 @@ from tests.export_target import Target
 from tests.partition import Partition
 
 DEV = str(ROOT / "dev.py")
-COMMANDS = "run test load import export migrate check bench viewer reindex".split()
+COMMANDS = ["run", "test", "load", "import", "export", "migrate", "check", "bench", "viewer", "reindex"]
 
 
 def make_file(path: Path, study: str, series: str) -> Path:
