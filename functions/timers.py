@@ -48,6 +48,24 @@ async def tend_operations(timer: func.TimerRequest) -> None:
         log.info("Woke %d operations; forgot %d; removed %d secrets and reports.", revived, removed, swept)
 
 
+@blueprint.function_name("send_events")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_FOLLOWER_SCHEDULE%", use_monitor=False)
+async def send_events(timer: func.TimerRequest) -> None:
+    """Send events of what has changed since the last run."""
+    sent = await services.events.follow()
+    if sent:
+        log.info("Sent the events of %d changes.", sent)
+
+
+@blueprint.function_name("synchronise_fhir")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_FOLLOWER_SCHEDULE%", use_monitor=False)
+async def synchronise_fhir(timer: func.TimerRequest) -> None:
+    """Bring the FHIR server in step with what has changed since the last run."""
+    followed = await services.fhir.follow()
+    if followed:
+        log.info("The FHIR server is in step with %d more changes.", followed)
+
+
 @blueprint.function_name("evict_cached_frames")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_RECONCILE_SCHEDULE%", use_monitor=True)
 async def evict_cached_frames(timer: func.TimerRequest) -> None:

@@ -80,6 +80,12 @@ param viewer bool = false
 @description('Azure Web PubSub, by which subscribers of workitems get their events at once. Without it they fetch them.')
 param workitemEvents bool = false
 
+@description('An Event Grid topic to which the server sends events of images.')
+param imageEvents bool = false
+
+@description('Base URL of a FHIR server that is kept in step; none where it is empty. Give the app\'s identity its role there.')
+param fhirUrl string = ''
+
 var token = toLower(uniqueString(subscription().id, environmentName, location))
 var tags = { 'azd-env-name': environmentName }
 var isPrivate = profile == 'private'
@@ -232,6 +238,8 @@ module app 'modules/app.bicep' = {
     authAudience: createEntraApplication ? entra!.outputs.audience : authAudience
     corsOrigins: viewer ? union(corsOrigins, [site!.outputs.origin]) : corsOrigins
     publicBaseUrl: publicBaseUrl
+    eventsEndpoint: imageEvents ? imageTopic!.outputs.endpoint : ''
+    fhirUrl: fhirUrl
     maximumInstances: maximumInstances
     instanceMemoryMB: instanceMemoryMB
     httpConcurrency: httpConcurrency
@@ -248,6 +256,17 @@ module events 'modules/events.bicep' = {
     location: location
     tags: tags
     storageId: storage.outputs.id
+  }
+}
+
+module imageTopic 'modules/image-events.bicep' = if (imageEvents) {
+  name: 'image-events'
+  scope: group
+  params: {
+    name: 'evgt-images-${token}'
+    location: location
+    tags: tags
+    principalId: identity.outputs.principalId
   }
 }
 

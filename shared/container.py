@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from shared.errors import DependencyUnavailable
 from shared.settings import settings
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from shared.blobs.store import BlobStore
     from shared.operations.event_channel import EventChannel
+    from shared.neighbours.events import Publisher
+    from shared.neighbours.fhir import FhirServer
+    from shared.operations.followers import FollowerTable
     from shared.operations.queue import OperationQueue
     from shared.operations.state import State
     from shared.operations.table import OperationTable
@@ -95,6 +99,14 @@ def state() -> State:
 
 
 @cache
+def followers() -> FollowerTable:
+    """Cursors of followers of the change feed, and what they gave up, in Table Storage."""
+    from shared.operations.followers import FollowerTable
+
+    return FollowerTable(table_service())
+
+
+@cache
 def operation_table() -> OperationTable:
     """Status of long-running operations in Table Storage."""
     from shared.operations.table import OperationTable
@@ -112,6 +124,67 @@ def operation_queue() -> OperationQueue:
     return OperationQueue(
         create_service(connection, config.queue_service_uri, None if connection else credential())
     )
+
+
+_publisher: list[Publisher] = []
+
+
+async def event_publisher() -> Publisher:
+    """What sends events to ``DICOM_EVENTS_ENDPOINT``."""
+    if not _publisher:
+        from shared.neighbours.events import EventGridTopic, Webhook
+
+        config = settings()
+        endpoint = config.events_endpoint
+        secret = await neighbour_secret(config.events_secret)
+        if config.events_target == "Webhook":
+            check_neighbour_url("DICOM_EVENTS_ENDPOINT", endpoint)
+            _publisher.append(Webhook(endpoint, secret, config.host_name))
+        else:
+            as_whom = secret or credential()
+            _publisher.append(EventGridTopic(endpoint, as_whom, config.events_schema == "CloudEvents"))
+    return _publisher[0]
+
+
+@cache
+def fhir_server() -> FhirServer:
+    """The FHIR server of ``DICOM_FHIR_URL``. Raises DependencyUnavailable where its URL is not safe."""
+    from shared.neighbours.fhir import FhirServer
+
+    url = settings().fhir_url.rstrip("/")
+    check_neighbour_url("DICOM_FHIR_URL", url)
+    return FhirServer(url, _fhir_token)
+
+
+async def _fhir_token() -> str:
+    """A bearer token: a secret, or one of the app's identity, which is never shown without encryption."""
+    config = settings()
+    if config.fhir_secret:
+        return await neighbour_secret(config.fhir_secret)
+    if config.fhir_url.startswith("http://"):
+        return ""
+    scope = config.fhir_scope or f"{config.fhir_url.rstrip('/')}/.default"
+    return str((await credential().get_token(scope)).token)
+
+
+async def neighbour_secret(name: str) -> str:
+    """The secret ``name``, or nothing where no name is given. Raises DependencyUnavailable."""
+    from shared.security.secrets import SecretNotFound
+
+    if not name:
+        return ""
+    try:
+        return await secret_store().read(name)
+    except SecretNotFound as error:
+        raise DependencyUnavailable(f"The secret store has no secret {name}.") from error
+
+
+def check_neighbour_url(setting: str, url: str) -> None:
+    """Patient data and tokens travel encrypted, except to this very machine. Raises DependencyUnavailable."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")):
+        return
+    raise DependencyUnavailable(f"{setting} must be an https URL.")
 
 
 @cache

@@ -6,6 +6,8 @@ The table of all settings is ``docs/settings.md``; a test compares it with this 
 from __future__ import annotations
 
 from functools import cache
+from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,11 +44,30 @@ class Settings(BaseSettings):
     web_pubsub_endpoint: str = Field("", alias="DICOM_WEB_PUBSUB_ENDPOINT")
     web_pubsub_connection: str = Field("", alias="DICOM_WEB_PUBSUB_CONNECTION")
     event_days: int = Field(7, alias="DICOM_EVENT_DAYS", ge=1)
+    follower_hold_seconds: float = Field(60, alias="DICOM_FOLLOWER_HOLD_SECONDS", gt=0)
+    events_endpoint: str = Field("", alias="DICOM_EVENTS_ENDPOINT")
+    events_target: Literal["EventGrid", "Webhook"] = Field("EventGrid", alias="DICOM_EVENTS_TARGET")
+    events_schema: Literal["CloudEvents", "EventGrid"] = Field("CloudEvents", alias="DICOM_EVENTS_SCHEMA")
+    events_secret: str = Field("", alias="DICOM_EVENTS_SECRET")
+    fhir_url: str = Field("", alias="DICOM_FHIR_URL")
+    fhir_version: Literal["R4", "R5"] = Field("R4", alias="DICOM_FHIR_VERSION")
+    fhir_scope: str = Field("", alias="DICOM_FHIR_SCOPE")
+    fhir_secret: str = Field("", alias="DICOM_FHIR_SECRET")
+    fhir_partition: str = Field("Microsoft.Default", alias="DICOM_FHIR_PARTITION")
+    fhir_patient_system: str = Field("", alias="DICOM_FHIR_PATIENT_SYSTEM")
+    fhir_use_issuer: bool = Field(False, alias="DICOM_FHIR_USE_ISSUER")
+    fhir_enforce_validation: bool = Field(False, alias="DICOM_FHIR_ENFORCE_VALIDATION")
+    azure_host_name: str = Field("", alias="WEBSITE_HOSTNAME")
     storage_hosts: str = Field(
         "*.blob.core.windows.net *.blob.core.usgovcloudapi.net *.blob.core.chinacloudapi.cn "
         "*.blob.storage.azure.net",
         alias="DICOM_STORAGE_HOSTS",
     )
+
+    @property
+    def host_name(self) -> str:
+        """The host that clients know the server by."""
+        return urlsplit(self.public_base_url).netloc or self.azure_host_name or "localhost"
 
 
 @cache

@@ -83,6 +83,13 @@ TESTED = {
     "import.stored",
     "import.recorded",
     "import.sources_deleted",
+    # tests/test_events.py
+    "events.published",
+    "follower.delivered",
+    "follower.saved",
+    # tests/test_fhir.py
+    "fhir.read",
+    "fhir.written",
 }
 
 

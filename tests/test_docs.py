@@ -15,7 +15,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 def packages(requirements: str) -> set[str]:
     """Names of the packages a requirements file lists."""
-    return set(re.findall(r"^([A-Za-z][\w-]*)", (ROOT / requirements).read_text(), re.MULTILINE))
+    return set(re.findall(r"^([A-Za-z][\w.-]*)", (ROOT / requirements).read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,7 +2,7 @@
 
 ::
 
-    functions -> services -> sql | blobs | operations | security -> dicom -> errors
+    functions -> services -> sql | blobs | operations | security | neighbours -> dicom -> errors
 
 ``web`` stands beside ``services`` and is used by ``functions`` alone; ``container`` builds what services
 use. Imports inside functions count. Imports under ``if TYPE_CHECKING`` do not exist at run time; they may
@@ -35,6 +35,7 @@ MAY_IMPORT = {
         "blobs",
         "operations",
         "security",
+        "neighbours",
         "dicom",
         "errors",
         "settings",
@@ -46,7 +47,8 @@ MAY_IMPORT = {
     "blobs": {"blobs", "dicom", "errors", "settings", "faults"},
     "operations": {"operations", "dicom", "errors", "settings", "faults"},
     "security": {"security", "dicom", "errors", "settings", "faults"},
-    "container": {"sql", "blobs", "operations", "security", "settings", "errors"},
+    "neighbours": {"neighbours", "dicom", "errors", "settings", "faults"},
+    "container": {"sql", "blobs", "operations", "security", "neighbours", "settings", "errors"},
     "dicom": {"dicom", "errors"},
     "faults": {"errors"},
     "settings": set(),
@@ -70,7 +72,9 @@ PACKAGES = {
     "azure.identity": {"container"},
     "cryptography": {"security"},
     "dicomanonymizer": {"dicom"},
-    "azure.core": {"blobs", "operations", "security"},
+    "azure.core": {"blobs", "operations", "security", "neighbours"},
+    "azure.eventgrid": {"neighbours"},
+    "aiohttp": {"neighbours"},
     "pydicom": {"dicom"},
     "numpy": {"dicom"},
     "jwt": {"security"},
@@ -157,6 +161,8 @@ HEAVY = (
     "azure.storage",
     "azure.data",
     "azure.identity",
+    "azure.eventgrid",
+    "aiohttp",
 )
 
 

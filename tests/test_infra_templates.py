@@ -48,6 +48,11 @@ ROLES = {
 EMPTY_BY_DEFAULT = {
     "AzureWebJobsStorage": "the URIs and the identity take its place",
     "DICOM_AUTH_SCOPE": "tokens of applications have no scope",
+    "DICOM_EVENTS_SECRET": "the identity takes its place",
+    "WEBSITE_HOSTNAME": "set by Azure",
+    "DICOM_FHIR_SCOPE": "made of the URL",
+    "DICOM_FHIR_SECRET": "the identity takes its place",
+    "DICOM_FHIR_PATIENT_SYSTEM": "as the ancestor does",
     "DICOM_SECRETS_KEY": "Key Vault takes its place",
     "DICOM_WEB_PUBSUB_CONNECTION": "the endpoint and the identity take its place",
     "WEBSITE_INSTANCE_ID": "set by Azure",
@@ -61,6 +66,7 @@ NAME_LIMITS = {
     "events": r"[A-Za-z0-9-]{3,50}",
     "site": r"[a-z0-9]{3,24}",
     "webPubSub": r"[A-Za-z][A-Za-z0-9-]{1,61}[A-Za-z0-9]",
+    "imageTopic": r"[A-Za-z0-9-]{3,50}",
 }
 """Names of resources ("Naming rules and restrictions for Azure resources")."""
 
@@ -170,7 +176,11 @@ def test_the_identity_has_the_roles_it_needs_and_none_more() -> None:
     for identifier, name in ROLES.items():
         assert f"'{identifier}' // {name}:" in text, "each says what it is for"
     others = {path.name for path in TEMPLATES if "roleAssignments" in path.read_text()}
-    assert others == {"roles.bicep", "viewer.bicep"}, "viewer.bicep gives a person the right to publish"
+    assert others == {"roles.bicep", "viewer.bicep", "image-events.bicep"}, (
+        "viewer.bicep: a person may publish"
+    )
+    of_topic = (INFRA / "modules" / "image-events.bicep").read_text()
+    assert re.findall(uuid, of_topic) == ["d5a91429-5739-47e2-a06b-3470a27159e7"], "EventGrid Data Sender"
 
 
 def test_blob_triggers_are_subscribed_by_their_names() -> None:

@@ -33,6 +33,10 @@ param authAudience string
 param corsOrigins array
 @description('URL that clients see, where it is not the app\'s own.')
 param publicBaseUrl string
+@description('Endpoint of the topic for events of images; none are sent where it is empty.')
+param eventsEndpoint string
+@description('Base URL of a FHIR server; none is kept in step where it is empty.')
+param fhirUrl string
 @description('Most instances.')
 param maximumInstances int
 @description('Memory of an instance in MB.')
@@ -120,6 +124,8 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     FUNCTIONS_REQUEST_BODY_SIZE_LIMIT: string(requestBodyLimit)
     DICOM_SQL_URL: 'mssql+pyodbc://@${databaseHost}:1433/${databaseName}?driver=ODBC+Driver+18+for+SQL+Server&Encrypt=yes'
     DICOM_PUBLIC_BASE_URL: publicBaseUrl
+    DICOM_EVENTS_ENDPOINT: eventsEndpoint
+    DICOM_FHIR_URL: fhirUrl
     DICOM_AUTH_AUTHORITY: '${environment().authentication.loginEndpoint}${tenant().tenantId}/v2.0'
     DICOM_AUTH_AUDIENCE: authAudience
     DICOM_AUTH_TENANT: tenant().tenantId
@@ -127,6 +133,7 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     DICOM_WEB_PUBSUB_ENDPOINT: webPubSubEndpoint
     DICOM_BLOB_TRIGGER_SOURCE: 'EventGrid'
     DICOM_CLEANUP_SCHEDULE: '0 */1 * * * *'
+    DICOM_FOLLOWER_SCHEDULE: '*/10 * * * * *'
     DICOM_OPERATIONS_SCHEDULE: '30 */1 * * * *'
     DICOM_RECONCILE_SCHEDULE: '0 */10 * * * *'
   }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shared import container
 from shared.errors import DependencyUnavailable
+from shared.services import events, fhir, follower
 
 _TIMEOUT_SECONDS = 10
 
@@ -34,7 +35,13 @@ class Report:
 
 
 async def check() -> Report:
-    """Ask Blob, Table and Queue Storage and SQL whether they answer, all at once."""
+    """Ask Blob, Table and Queue Storage and SQL whether they answer, all at once.
+
+    How far the followers of the change feed are is told with them. A neighbour that is down does not make
+    this server unhealthy.
+    """
+    followers = [("Events", events.NAME)] if events.configured() else []
+    followers += [("Fhir", fhir.NAME)] if fhir.configured() else []
     return Report(
         tuple(
             await asyncio.gather(
@@ -42,6 +49,7 @@ async def check() -> Report:
                 _probe("TableStorage", _ping_tables),
                 _probe("QueueStorage", lambda: container.operation_queue().ping()),
                 _probe("Sql", lambda: container.database().ping()),
+                *(_lag(*names) for names in followers),
             )
         )
     )
@@ -58,6 +66,15 @@ async def _probe(name: str, ask: Callable[[], Awaitable[object]]) -> Dependency:
     except Exception as error:
         return Dependency(name, False, f"The check failed with {type(error).__name__}.")
     return Dependency(name, True)
+
+
+async def _lag(name: str, consumer: str) -> Dependency:
+    """How far behind a follower of the change feed is; a dependency that is down is told elsewhere."""
+    try:
+        behind = await asyncio.wait_for(follower.lag(consumer), _TIMEOUT_SECONDS)
+    except (DependencyUnavailable, TimeoutError):
+        return Dependency(name, True, "How far it is could not be found out.")
+    return Dependency(name, True, str(behind))
 
 
 async def _ping_tables() -> None:

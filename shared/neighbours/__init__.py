@@ -1,0 +1,1 @@
+"""Clients of the systems beside this server: receivers of events, FHIR servers."""
