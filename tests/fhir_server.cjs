@@ -33,7 +33,7 @@ async function answer(request, body) {
     {
       method: request.method,
       url: request.url,
-      pathname: url.pathname,
+      pathname: "", // the router sets it
       body: body.length ? JSON.parse(body.toString()) : undefined,
       params: {},
       query,
