@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
 
     from shared.blobs.store import BlobStore
-    from shared.operations.event_channel import EventChannel
     from shared.neighbours.events import Publisher
     from shared.neighbours.fhir import FhirServer
+    from shared.operations.event_channel import EventChannel
     from shared.operations.followers import FollowerTable
     from shared.operations.queue import OperationQueue
     from shared.operations.state import State

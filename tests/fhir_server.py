@@ -1,7 +1,7 @@
 """A real FHIR R4 server on loopback, behind a proxy that validates what is sent and fails as it is told to.
 
 The server is the router of Medplum (npm) with its repository in memory: searches, conditional creates,
-versions and transactions are its work. Every resource that passes the proxy is validated by the models of R4B.
+versions and transactions are its work. Every resource that passes the proxy is validated by R4B's models.
 """
 
 from __future__ import annotations

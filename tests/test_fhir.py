@@ -197,7 +197,7 @@ def test_a_study_without_a_patient_is_kept_in_a_table_and_its_imaging_study_goes
     store(server, make_file(study, series, one))
     synchronise(server)
     assert len(fhir.all("ImagingStudy")) == 1
-    store(server, make_file(study, series, one, PatientID=None), method="PUT")
+    store(server, make_file(study, series, one, PatientID=""), method="PUT")
     synchronise(server)
     assert fhir.all("ImagingStudy") == []
     (row,) = [r for r in rows(server, "DicomFailToStoreExceptionTable") if r["StudyInstanceUid"] == study]
