@@ -9,7 +9,7 @@ import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import http, multi_part, routes, single_part
-from shared import services
+from shared import services, telemetry
 from shared.errors import InvalidRequest, NotAcceptable
 from shared.services.access import Action
 from shared.web import negotiate, urls
@@ -37,6 +37,7 @@ async def retrieve_frames(request: Request) -> Response:
         return await _one(request, stored, wanted[0], choices, f"{url}/{wanted[0]}")
     targets = [choice.transfer_syntaxes[0] for choice in choices]
     index, payloads = await services.transcoded.open_frames(stored, wanted, targets)
+    telemetry.add(telemetry.FRAMES_SERVED, len(wanted))
     parts = _parts(wanted, payloads, _content_type(choices[index]), url)
     return await multi_part.respond(parts, choices[index].media_type)
 
@@ -52,6 +53,7 @@ async def _one(
     targets = [choice.transfer_syntaxes[0] for choice in choices]
     index, payload = await services.transcoded.open_frame(stored, number, targets)
     chosen = choices[index]
+    telemetry.add(telemetry.FRAMES_SERVED)
     return await single_part.respond(request, payload, _content_type(chosen), *_identity(stored, chosen, url))
 
 

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from functions import authorization, routes
 from functions.authorization import Access
-from shared import errors, services
+from shared import errors, services, telemetry
 from shared.dicom.identifiers import (
     DEFAULT_PARTITION,
     Resource,
@@ -126,6 +126,14 @@ def _answering(endpoint: Endpoint) -> Handler:
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
+        traceparent = request.headers.get("traceparent", "")
+        with telemetry.request(handler.__name__, request.method, endpoint.template, traceparent) as measured:
+            response = await respond(request)
+            if measured.measured:
+                _measure(response, measured)
+            return response
+
+    async def respond(request: Request) -> Response:
         started = time.monotonic()
         try:
             await authorization.check(request, endpoint.access)
@@ -151,6 +159,15 @@ def _answering(endpoint: Endpoint) -> Handler:
         return response
 
     return answer
+
+
+def _measure(response: Response, measured: telemetry.Request) -> None:
+    """Count a response; a body that is streamed is counted while it goes out."""
+    if isinstance(response, StreamingResponse):
+        measured.answered(response.status_code)
+        response.body_iterator = measured.streamed(response.body_iterator)
+    else:
+        measured.answered(response.status_code, len(response.body))
 
 
 def _event(request: Request, endpoint: Endpoint, status: int, started: float) -> audit.Event:

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     queue_service_uri: str = Field("", alias="AzureWebJobsStorage__queueServiceUri")
     managed_identity_client_id: str = Field("", alias="AzureWebJobsStorage__clientId")
     sql_url: str = Field("sqlite:///.data/dicom.db", alias="DICOM_SQL_URL")
+    insights_connection: str = Field("", alias="APPLICATIONINSIGHTS_CONNECTION_STRING")
+    otlp_endpoint: str = Field("", alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     public_base_url: str = Field("", alias="DICOM_PUBLIC_BASE_URL")
     max_request_bytes: int = Field(104_857_600, alias="FUNCTIONS_REQUEST_BODY_SIZE_LIMIT", gt=0)
     azure_instance_id: str = Field("", alias="WEBSITE_INSTANCE_ID")

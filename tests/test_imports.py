@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("functions/**/*.py"), *ROOT.glob("shared/**/*.py")])
 
 MAY_IMPORT = {
-    "functions": {"functions", "services", "web", "dicom", "errors", "settings"},
+    "functions": {"telemetry", "functions", "services", "web", "dicom", "errors", "settings"},
     "services": {
+        "telemetry",
         "services",
         "sql",
         "blobs",
@@ -43,7 +44,7 @@ MAY_IMPORT = {
         "faults",
     },
     "web": {"web", "dicom", "errors"},
-    "sql": {"sql", "dicom", "errors", "settings", "faults"},
+    "sql": {"telemetry", "sql", "dicom", "errors", "settings", "faults"},
     "blobs": {"blobs", "dicom", "errors", "settings", "faults"},
     "operations": {"operations", "dicom", "errors", "settings", "faults"},
     "security": {"security", "dicom", "errors", "settings", "faults"},
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "container": {"sql", "blobs", "operations", "security", "neighbours", "settings", "errors"},
     "dicom": {"dicom", "errors"},
     "faults": {"errors"},
+    "telemetry": {"telemetry", "settings"},
     "settings": set(),
     "errors": set(),
 }
@@ -75,6 +77,8 @@ PACKAGES = {
     "azure.core": {"blobs", "operations", "security", "neighbours"},
     "azure.eventgrid": {"neighbours"},
     "aiohttp": {"neighbours"},
+    "opentelemetry": {"telemetry"},
+    "azure.monitor": {"telemetry"},
     "pydicom": {"dicom"},
     "numpy": {"dicom"},
     "jwt": {"security"},
@@ -163,6 +167,8 @@ HEAVY = (
     "azure.identity",
     "azure.eventgrid",
     "aiohttp",
+    "opentelemetry.sdk",
+    "azure.monitor",
 )
 
 

@@ -55,6 +55,7 @@ EMPTY_BY_DEFAULT = {
     "DICOM_FHIR_PATIENT_SYSTEM": "as the ancestor does",
     "DICOM_SECRETS_KEY": "Key Vault takes its place",
     "DICOM_WEB_PUBSUB_CONNECTION": "the endpoint and the identity take its place",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "Application Insights takes its place",
     "WEBSITE_INSTANCE_ID": "set by Azure",
 }
 NAME_LIMITS = {

@@ -21,6 +21,8 @@ NOT_NEEDED_TO_START = {
     "AzureWebJobsStorage__tableServiceUri",
     "AzureWebJobsStorage__queueServiceUri",
     "AzureWebJobsStorage__clientId",
+    "APPLICATIONINSIGHTS_CONNECTION_STRING",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
     "DICOM_PUBLIC_BASE_URL",
     "WEBSITE_INSTANCE_ID",
     "DICOM_AUDIT",

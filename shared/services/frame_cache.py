@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from hashlib import sha256
 from posixpath import commonpath
 
-from shared import container, faults
+from shared import container, faults, telemetry
 from shared.blobs import names
 from shared.blobs.store import BlobItem, BlobNotFound, ContainerMissing
 from shared.errors import DependencyUnavailable, without_message
@@ -66,6 +66,7 @@ async def _obtain(
     began = time.monotonic()
     try:
         kept = await _read(name) if keep else None
+        telemetry.add(telemetry.CACHE_READS, int(keep), result="miss" if kept is None else "hit")
         if kept is not None:
             return kept
         data = await make()

@@ -26,7 +26,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, cast
 
-from shared import container, faults
+from shared import container, faults, telemetry
 from shared.errors import Conflict, DependencyUnavailable, NotFound, without_message
 from shared.operations.operation import (
     CANCELED,
@@ -484,6 +484,7 @@ async def _finish(record: Record, progress: Progress) -> None:
 async def _end(record: Record, progress: Progress, status: str, results: Json, errors: Sequence[str]) -> None:
     table = container.operation_table()
     await table.end(record, progress, status, results, errors)
+    telemetry.add(telemetry.OPERATIONS_ENDED, type=record.operation.type, status=status)
     faults.point("operations.ended")
     ended = await table.find(record.operation.id)
     if ended is not None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from shared import container, faults
+from shared import container, faults, telemetry
 from shared.blobs import names
 from shared.blobs.store import BLOCK, BlobStore
 from shared.dicom import failure_reasons, normalise
@@ -135,7 +135,11 @@ async def store(
         await _commit(blobs, batch.candidates(), partition, SeriesPacks(dict(known.packs)), replace)
         faults.point("store.committed")
     await _discard(blobs, (r for r in batch.results if isinstance(r, _Candidate) and r.failure))
-    return [_outcome(r) if isinstance(r, _Candidate) else r for r in batch.results]
+    outcomes = [_outcome(r) if isinstance(r, _Candidate) else r for r in batch.results]
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            telemetry.add(telemetry.STORE_FAILURES, reason=outcome.failure)
+    return outcomes
 
 
 # --- receiving ---------------------------------------------------------------------------------------
@@ -354,7 +358,7 @@ async def commit(
         new = [new_instance(key, version, parsed, places[version], tags) for key, version, parsed in files]
         fresh = frozenset(series_packs.fresh)
         try:
-            return await container.database().write(
+            stored = await container.database().write(
                 instances.commit_store, partition, new, fresh, replace, cleanup_time(), tags
             )
         except PackMoved as moved:
@@ -362,6 +366,10 @@ async def commit(
             places = {}
         except TagsChanged:
             tags = await query_tags.refreshed()
+        else:
+            telemetry.add(telemetry.INSTANCES_STORED, sum(stored.values()))
+            telemetry.add(telemetry.BYTES_STORED, sum(p.size for key, _, p in files if stored[key]))
+            return stored
     raise DependencyUnavailable("The study or the query tags are being reorganised; try again later.")
 
 

@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import functions
 
+from shared import telemetry
 from shared.errors import DependencyUnavailable
 
 P = ParamSpec("P")
@@ -81,7 +82,9 @@ class Database:
 
     async def _run(self, write: bool, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: self.run(write, work, *args, **kwargs))
+        name = getattr(work, "__name__", "").strip("<>")
+        with telemetry.dependency(f"sql {name}", **{"db.system.name": self.url.get_backend_name()}):
+            return await loop.run_in_executor(self._threads, lambda: self.run(write, work, *args, **kwargs))
 
     async def ping(self) -> None:
         """Raise DependencyUnavailable unless the database answers."""

@@ -1,0 +1,206 @@
+"""Spans and metrics of requests arrive at a collector and at Azure Monitor, and tell of no patient."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from pydicom.uid import generate_uid
+
+from shared.telemetry import METRICS
+from tests.conftest import Server, StartServer
+from tests.dicom_files import make_dataset, multipart, to_file
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY, SERIES = generate_uid(), generate_uid()
+SECRETS = {
+    "PatientName": "Quokka^Marsupia",
+    "PatientID": "QK-4711-X",
+    "PatientBirthDate": "19030417",
+    "AccessionNumber": "ACQK99817",
+}
+NEVER = (b"quokka", b"marsupia", b"qk-4711-x", b"19030417", b"acqk99817")
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+class Receiver:
+    """What was posted: path and body."""
+
+    def __init__(self, port: int, posted: list[tuple[str, bytes]]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.posted = posted
+
+    def spans(self) -> list[Any]:
+        """Spans that a collector got."""
+        return [
+            span
+            for path, body in list(self.posted)
+            if path == "/v1/traces"
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """Metrics that a collector got, each as it came last."""
+        return {
+            metric.name: metric
+            for path, body in list(self.posted)
+            if path == "/v1/metrics"
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    def envelopes(self) -> list[dict[str, Any]]:
+        """What Azure Monitor got."""
+        return [e for path, body in list(self.posted) if path.endswith("/track") for e in json.loads(body)]
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    posted: list[tuple[str, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            posted.append((self.path, body))
+            answer = b""
+            if self.path.endswith("/track"):
+                count = len(json.loads(body))
+                answer = json.dumps({"itemsReceived": count, "itemsAccepted": count, "errors": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield Receiver(server.server_address[1], posted)
+    finally:
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def monitor() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def measured(start_server: StartServer, collector: Receiver, monitor: Receiver) -> Server:
+    return start_server(
+        workers=1,
+        own_storage=True,
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        APPLICATIONINSIGHTS_CONNECTION_STRING=f"InstrumentationKey=0e0c7e3e-0000-4000-8000-000000000001;IngestionEndpoint={monitor.url}/",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        OTEL_METRIC_EXPORT_INTERVAL="300",
+    )
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert holds()
+
+
+def value(metric: Any) -> float:
+    return sum(point.as_int or point.as_double for point in metric.sum.data_points)
+
+
+def test_requests_arrive_with_their_dependencies_and_tell_of_no_patient(
+    measured: Server, collector: Receiver, monitor: Receiver
+) -> None:
+    files = [to_file(make_dataset(STUDY, SERIES, generate_uid(), **SECRETS)) for _ in range(2)]
+    body, form = multipart([*files, b"Quokka^Marsupia is no DICOM file"])
+    form["traceparent"] = f"00-{TRACE}-00f067aa0ba902b7-01"
+    series = f"studies/{STUDY}/series/{SERIES}"
+    with httpx.Client(base_url=f"{measured.v2}/", timeout=60) as http:
+        assert http.post("studies", content=body, headers=form).status_code == 202
+        assert http.get("studies", params={"PatientName": "Quokka*", "PatientID": "QK-4711-X"}).json()
+        assert http.get("studies", params={"Quokka": "Marsupia"}).status_code == 400
+        assert http.get("studies/Quokka^Marsupia/metadata").status_code == 400
+        assert http.get(f"{series}/metadata").status_code == 200
+        whole = http.get(
+            f"studies/{STUDY}", headers={"Accept": 'multipart/related; type="application/dicom"'}
+        )
+        assert whole.status_code == 200
+        assert http.delete(f"studies/{STUDY}").status_code == 204
+    eventually(lambda: any(span.name == "delete_study" for span in collector.spans()))
+    eventually(lambda: value(collector.metrics().get("dicom.requests", _none())) >= 7)
+    spans, metrics = collector.spans(), collector.metrics()
+    (store,) = [span for span in spans if span.name == "store_instances"]
+    assert store.trace_id.hex() == TRACE
+    assert {a.key for a in store.attributes} == {
+        "http.request.method",
+        "http.route",
+        "http.response.status_code",
+    }
+    within = [span.name for span in spans if span.parent_span_id == store.span_id]
+    assert "sql commit_store" in within
+    assert value(metrics["dicom.instances.stored"]) == 2
+    assert value(metrics["dicom.bytes.stored"]) == sum(map(len, files))
+    assert value(metrics["dicom.store.failures"]) == 1
+    assert value(metrics["dicom.bytes.served"]) >= len(whole.content)
+    eventually(lambda: any(e["name"].endswith("Request") for e in monitor.envelopes()))
+    eventually(
+        lambda: (
+            "dicom.requests"
+            in {m["name"] for e in monitor.envelopes() for m in e["data"]["baseData"].get("metrics", [])}
+        )
+    )
+    posted = b"\n".join(body for _, body in [*collector.posted, *monitor.posted]).lower()
+    assert [secret for secret in NEVER if secret in posted] == []
+
+
+def _none() -> Any:
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+
+    return Metric()
+
+
+def test_without_a_setting_the_sdk_is_not_loaded() -> None:
+    program = (
+        "import sys; import function_app; from shared import telemetry; telemetry.add(telemetry.REQUESTS, "
+        "transaction='x', status=200); "
+        "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'azure.monitor'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_metric_is_explained_to_operators() -> None:
+    text = (ROOT / "docs" / "operate.md").read_text()
+    for metric in METRICS:
+        attributes = ", ".join(f"`{name}`" for name in metric.attributes)
+        assert f"| `{metric.name}` | {metric.unit} | {attributes} | {metric.description} |" in text
