@@ -16,14 +16,23 @@ import pytest
 from azure.data.tables import TableClient, UpdateMode
 from pydicom.uid import generate_uid
 
+from shared.dicom.identifiers import InstanceKey
+from shared.neighbours.errors import NeighbourFailed, NeighbourRefused, NeighbourUnavailable
+from shared.neighbours.events import Event, EventGridTopic, Webhook
 from shared.security.secrets import EncryptedFolder
+from shared.services.events import to_event
+from shared.settings import settings
+from shared.sql.change_feed import Entry
 from tests.conftest import Server, StartServer
 from tests.dicom_files import make_file, multipart
-from tests.event_receiver import Receiver, receiver
+from tests.event_receiver import Fault, Receiver, receiver
 
 HOST = "imaging.example.org"
 KEY = "the-key-of-the-topic"
 NEVER = "0 0 0 1 1 *"
+EVENT = Event(
+    "7", "Type", f"https://{HOST}", "subject", "2026-03-01T10:20:30.1234560Z", {"sequenceNumber": 7}
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +46,7 @@ def topic(receiving: Receiver) -> Receiver:
     """A receiver that has had nothing yet and takes everything."""
     receiving.events.clear()
     receiving.headers.clear()
+    receiving.origins.clear()
     receiving.fault = lambda batch: None
     return receiving
 
@@ -166,18 +176,20 @@ def test_a_host_killed_while_the_topic_fails_loses_nothing_and_keeps_the_order(
 ) -> None:
     before = newest(server)
     dice = random.Random(7)
-    topic.fault = lambda batch: dice.choice([None, None, None, 429, 500, 503, "cut", "lost"])
+    topic.fault = lambda batch: dice.choice([None] * 6 + [429, 500, 503, "cut", "lost", "lost"])
     studies = [generate_uid() for _ in range(6)]
-    for _round in range(2):
+    for killed in (True, False):
         for study in studies:
             store(server, *[make_file(study) for _ in range(4)])
         seen = len(topic.events)
         running = threading.Thread(target=follows, args=[server])
         running.start()
         wait_for(lambda seen=seen: len(topic.events) > seen)  # type: ignore[misc]
-        server.kill()
+        if killed:
+            server.kill()
         running.join()
-        server.restart()
+        if killed:
+            server.restart()
     expected = set(range(before + 1, newest(server) + 1))
     assert len(expected) == 2 * 6 * 4
     wait_for(lambda: follows(server) and set(sequences(topic.events)) == expected, 60)
@@ -215,27 +227,72 @@ def test_a_topic_that_is_down_holds_the_cursor_and_health_says_so(server: Server
     assert follows(server)
 
 
-def test_a_webhook_is_asked_first_and_waits_while_it_says_no(server: Server, topic: Receiver) -> None:
-    server.restart(DICOM_EVENTS_TARGET="Webhook")
+async def test_a_webhook_is_asked_first_and_gets_nothing_while_it_says_no(topic: Receiver) -> None:
+    webhook = Webhook(topic.url, KEY, HOST)
     topic.allowed_origin = "somebody.else"
-    store(server, make_file())
-    running = threading.Thread(target=follows, args=[server])
-    running.start()
-    wait_for(lambda: len(topic.origins) > 1)
-    assert not topic.events
-    topic.allowed_origin = HOST
-    running.join()
-    assert len(topic.events) == 1
-    assert set(topic.origins) == {HOST}
+    try:
+        with pytest.raises(NeighbourUnavailable, match="does not allow events"):
+            await webhook.publish([EVENT])
+        assert topic.events == []
+        topic.allowed_origin = HOST
+        await webhook.publish([EVENT, EVENT])
+        await webhook.publish([EVENT])
+    finally:
+        await webhook.close()
+        topic.allowed_origin = "*"
+    assert topic.origins == [HOST] * 2, "asked until it said yes, and never again"
+    assert len(topic.events) == 3
+    assert topic.events[0]["data"] == EVENT.data
+    assert topic.headers[0]["Content-Type"] == "application/cloudevents-batch+json; charset=utf-8"
     assert topic.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-def test_a_topic_with_event_grids_schema_and_a_partition(server: Server, topic: Receiver) -> None:
-    server.restart(DICOM_EVENTS_SCHEMA="EventGrid", DICOM_EVENTS_TARGET="EventGrid")
-    body, headers = multipart([make_file()])
-    httpx.post(f"{server.v2}/partitions/north/studies", content=body, headers=headers).raise_for_status()
-    assert follows(server)
+async def test_a_topic_may_have_event_grids_own_schema(topic: Receiver) -> None:
+    client = EventGridTopic(topic.url, KEY, cloud_events=False)
+    try:
+        await client.publish([EVENT])
+    finally:
+        await client.close()
     (event,) = topic.events
-    assert (event["eventType"], event["dataVersion"]) == ("Microsoft.HealthcareApis.DicomImageCreated", "1")
-    assert event["subject"].startswith(f"{HOST}/v2/partitions/north/studies/")
-    assert event["data"]["partitionName"] == "north"
+    assert (event["eventType"], event["dataVersion"], event["id"]) == (EVENT.type, "1", EVENT.id)
+    assert (event["subject"], event["data"]) == (EVENT.subject, EVENT.data)
+    assert event["eventTime"].startswith("2026-03-01T10:20:30")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (400, NeighbourRefused),
+        (413, NeighbourRefused),
+        (401, NeighbourUnavailable),
+        (404, NeighbourUnavailable),
+        (429, NeighbourUnavailable),
+        (503, NeighbourUnavailable),
+        ("cut", NeighbourUnavailable),
+        (409, NeighbourFailed),
+        (500, NeighbourFailed),
+    ],
+)
+async def test_failures_are_of_three_kinds(topic: Receiver, fault: Fault, kind: type[Exception]) -> None:
+    topic.fault = lambda batch: fault
+    for publisher in (EventGridTopic(topic.url, KEY, True), Webhook(topic.url, "", HOST)):
+        try:
+            with pytest.raises(kind) as raised:
+                await publisher.publish([EVENT])
+        finally:
+            await publisher.close()
+        assert KEY not in str(raised.value)
+        if fault == 429:
+            assert getattr(raised.value, "retry_after", 0) == 1, "what Retry-After says"
+
+
+def test_an_event_names_its_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_PUBLIC_BASE_URL", f"https://{HOST}/imaging")
+    settings.cache_clear()
+    try:
+        key = InstanceKey("north", "1.2", "1.2.3", "1.2.3.4")
+        event = to_event(Entry(7, "2026-03-01T10:20:30.1234560Z", "create", key, "current", "", 0, 0))
+    finally:
+        settings.cache_clear()
+    assert event.subject == f"{HOST}/v2/partitions/north/studies/1.2/series/1.2.3/instances/1.2.3.4"
+    assert event.data["partitionName"] == "north"

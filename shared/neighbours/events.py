@@ -9,7 +9,13 @@ from typing import Any, Protocol
 
 import aiohttp
 from azure.core.credentials import AzureKeyCredential
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+)
 from azure.core.messaging import CloudEvent
 from azure.eventgrid import EventGridEvent
 from azure.eventgrid.aio import EventGridPublisherClient
@@ -65,13 +71,22 @@ class EventGridTopic:
             raise NeighbourUnavailable(f"{_TOPIC} does not let the server in.") from error
         except HttpResponseError as error:
             headers: Any = getattr(error.response, "headers", {})
-            raise of_status(_TOPIC, error.status_code or 0, headers.get("Retry-After", "")) from error
+            raise of_status(_TOPIC, _status(error), headers.get("Retry-After", "")) from error
         except (AzureError, OSError) as error:
             raise NeighbourUnavailable(f"{_TOPIC} does not answer.") from error
 
     async def close(self) -> None:
         """As the protocol says."""
         await self._client.close()
+
+
+def _status(error: HttpResponseError) -> int:
+    """The status of an error; the library leaves it out of some of its classes."""
+    if error.status_code:
+        return error.status_code
+    if isinstance(error, ResourceNotFoundError):
+        return 404
+    return 409 if isinstance(error, ResourceExistsError) else 500
 
 
 class Webhook:

@@ -83,12 +83,16 @@ async def follow(consumer: Consumer, seconds: float = 50.0) -> int:
     Does nothing where another host follows. Raises DependencyUnavailable.
     """
     table = container.followers()
-    start = 0 if consumer.from_start else await _newest()
+    newest = await _newest()
+    start = 0 if consumer.from_start else newest
     holder = uuid.uuid4().hex
     hold = settings().follower_hold_seconds
     position = await table.take(consumer.name, holder, hold, start)
     if position is None:
         return 0
+    if position.sequence > newest and position.sequence > await _newest():
+        log.warning("The change feed was made anew; it is followed for %s after %d.", consumer.name, start)
+        position = replace(position, sequence=start)
     run = _Run(consumer, table, position, holder, time.monotonic() + seconds)
     try:
         return await run.work()
