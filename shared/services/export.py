@@ -259,16 +259,17 @@ async def _export(
         if isinstance(item, dict):
             return Outcome(item["missing"], _MISSING)
         key = InstanceKey(operation.input["partition"], *item)
-        async with turns, _room():
+        async with turns:
             return await _export_one(operation, key, found.get(key), destination, deidentifier)
 
-    tasks = [asyncio.create_task(one(item)) for item in items]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:  # none of them goes on writing when another one has failed
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with _room(min(_AT_ONCE, len(items))):
+        tasks = [asyncio.create_task(one(item)) for item in items]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # none of them goes on writing when another one has failed
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _export_one(
@@ -315,15 +316,47 @@ async def _write(
     return {"path": name, "transferSyntaxUid": stored.transfer_syntax, "attributes": made.attributes}
 
 
-_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+class _Places:
+    """Places for instances in this process, in which many steps may run at once.
+
+    A step gets all it can use before the next one gets any: steps end one after the other, and what a process
+    has done when it dies is recorded but for the last few, where steps that share would all be unfinished.
+    """
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE_IN_PROCESS)
+        self._next = asyncio.Lock()
+
+    async def take(self, count: int) -> None:
+        """Wait for ``count`` places."""
+        taken = 0
+        try:
+            async with self._next:
+                while taken < count:
+                    await self._places.acquire()
+                    taken += 1
+        except BaseException:
+            self.leave(taken)
+            raise
+
+    def leave(self, count: int) -> None:
+        """Give places back."""
+        for _ in range(count):
+            self._places.release()
 
 
-def _room() -> asyncio.Semaphore:
-    """Room for one more instance in this process: many steps may run in it at once."""
-    loop = asyncio.get_running_loop()
-    if loop not in _rooms:
-        _rooms[loop] = asyncio.Semaphore(_AT_ONCE_IN_PROCESS)
-    return _rooms[loop]
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, _Places] = WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def _room(count: int) -> AsyncIterator[None]:
+    """``count`` places of this process."""
+    places = _places.setdefault(asyncio.get_running_loop(), _Places())
+    await places.take(count)
+    try:
+        yield
+    finally:
+        places.leave(count)
 
 
 async def _recorded(operation: Operation, number: int) -> Tally | None:
