@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -56,3 +57,28 @@ def test_every_function_without_a_route_is_explained_to_operators() -> None:
     for function in all_functions():
         if function.binding["type"] != "httpTrigger":
             assert f"`{function.name}`" in text, function.name
+
+
+def sentences() -> str:
+    """Every literal text of the code, on a line each."""
+    files = [path for folder in ("functions", "shared", "devhost") for path in ROOT.glob(f"{folder}/**/*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    return "\n".join(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+
+
+def test_sentences_of_the_server_that_operators_look_up_are_those_of_the_code() -> None:
+    code = re.sub(r"%[sd]", "\n", sentences())
+    rows = re.findall(r"^\| (.*?) \| ", (ROOT / "docs" / "troubleshoot.md").read_text(), re.MULTILINE)
+    quoted = [text for row in rows for text in re.findall("`([^`]+)`", row) if " " in text and "/" not in text]
+    assert len(quoted) > 30
+    for text in quoted:
+        for piece in text.split("…"):
+            assert piece.strip() in code, text
+
+
+def test_every_setting_has_a_task() -> None:
+    settings = (ROOT / "docs" / "settings.md").read_text()
+    (read_by_the_app,) = re.findall(r"^## Read by the app\n(.*?)^## ", settings, re.DOTALL | re.MULTILINE)
+    tasks = (ROOT / "docs" / "configure.md").read_text()
+    for name in re.findall(r"^\| `([^`]+)` \|", read_by_the_app, re.MULTILINE):
+        assert f"`{name}`" in tasks, name

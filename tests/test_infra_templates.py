@@ -245,3 +245,9 @@ def test_hooks_of_azd_are_scripts_that_sh_takes() -> None:
         needed = set(re.findall(r'"\$\{([A-Z_]+):\?', (ROOT / script).read_text()))
         assert needed
         assert needed <= outputs, f"{script}: {needed - outputs}"
+
+
+def test_telemetry_samples_neither_requests_nor_the_audit_trail() -> None:
+    host = json.loads((ROOT / "host.json").read_text())
+    sampling = host["logging"]["applicationInsights"]["samplingSettings"]
+    assert set(sampling["excludedTypes"].split(";")) == {"Request", "Trace"}
