@@ -30,12 +30,13 @@ from devhost.viewer import Package, SignIn, configuration, write_site
 
 ROOT = Path(__file__).resolve().parent
 START_SECONDS = 90
+_PASSED_ON = ("test", "bench", "load", "import", "export", "reindex", "dimse", "dimse-migrate")
 
 
 def main() -> int:
     """The command line; the exit code."""
     options, rest = _parser().parse_known_args()
-    if rest and options.command not in ("test", "bench", "load", "import", "export", "reindex"):
+    if rest and options.command not in _PASSED_ON:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -87,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("bench", help="the benchmarks", add_help=False)
     command.set_defaults(action=bench)
+
+    command = commands.add_parser("dimse", help="run the DIMSE adapter", add_help=False)
+    command.set_defaults(action=dimse)
+
+    command = commands.add_parser(
+        "dimse-migrate", help="move the studies of an archive through the DIMSE adapter", add_help=False
+    )
+    command.set_defaults(action=dimse_migrate)
 
     command = commands.add_parser("viewer", help="write the OHIF viewer as a static website for a server")
     command.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -172,6 +181,16 @@ def check(_options: argparse.Namespace, _rest: list[str]) -> int:
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """The benchmarks."""
     return _run(_set_up(azurite=True), "-m", "benchmarks", *rest)
+
+
+def dimse(_options: argparse.Namespace, rest: list[str]) -> int:
+    """The DIMSE adapter, by default against the local server."""
+    return _run(_set_up(azurite=False), "-m", "adapters.dimse", "serve", *rest)
+
+
+def dimse_migrate(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Move an archive through the running DIMSE adapter."""
+    return _run(_set_up(azurite=False), "-m", "adapters.dimse", "migrate", *rest)
 
 
 def viewer(options: argparse.Namespace, _rest: list[str]) -> int:

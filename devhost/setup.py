@@ -86,7 +86,9 @@ class Environment:
 
     def _key(self) -> str:
         digest = hashlib.sha256(f"{sys.version} {platform.platform()} {self.folder}".encode())
-        for path in sorted(self._root.glob("requirements*.txt")):
+        for path in sorted(
+            [*self._root.glob("requirements*.txt"), *self._root.glob("adapters/*/requirements.txt")]
+        ):
             digest.update(path.read_bytes())
         return digest.hexdigest()
 

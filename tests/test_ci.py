@@ -50,14 +50,14 @@ def run_ci(folder: Path, *commands: str, apt: int) -> subprocess.CompletedProces
     for name, body in scripts.items():
         (programs / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
         (programs / name).chmod(0o755)
-    environment = {**os.environ, "PATH": str(programs)}
+    environment = {**os.environ, "PATH": str(programs), "SYSTEM_PROGRAMS": str(programs)}
     return subprocess.run(
         ["bash", folder / ".ci" / "run"], capture_output=True, text=True, env=environment, timeout=60
     )
 
 
 def test_ci_installs_what_is_missing_and_no_more(tmp_path: Path) -> None:
-    ended = run_ci(tmp_path, "chromium", "dcm2img", apt=0)
+    ended = run_ci(tmp_path, "chromium", "dcm2img", "Orthanc", apt=0)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "Installing chromium-driver ...\nCI is true\nCI is true\n"
     update, install = (tmp_path / "asked").read_text().splitlines()
@@ -66,7 +66,7 @@ def test_ci_installs_what_is_missing_and_no_more(tmp_path: Path) -> None:
 
 
 def test_ci_with_all_programs_asks_for_nothing(tmp_path: Path) -> None:
-    ended = run_ci(tmp_path, "chromium", "chromedriver", "dcmj2pnm", apt=1)
+    ended = run_ci(tmp_path, "chromium", "chromedriver", "dcmj2pnm", "Orthanc", apt=1)
     assert ended.returncode == 0, ended.stderr
     assert not (tmp_path / "asked").exists()
 
@@ -75,5 +75,7 @@ def test_ci_that_cannot_install_says_so_and_fails(tmp_path: Path) -> None:
     ended = run_ci(tmp_path, apt=100)
     assert ended.returncode == 1
     assert "SAID" in ended.stderr
-    assert "Tests need chromium chromium-driver dcmtk, and apt-get cannot install them" in ended.stderr
+    assert (
+        "Tests need chromium chromium-driver orthanc dcmtk, and apt-get cannot install them" in ended.stderr
+    )
     assert ended.stdout.count("CI is true") == 2

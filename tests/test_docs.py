@@ -11,7 +11,7 @@ import pytest
 from tests.app_functions import all_functions
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("adapters/**/*.md")])
 
 
 def packages(requirements: str) -> set[str]:
@@ -43,7 +43,9 @@ def test_every_decision_is_in_the_index_and_has_its_parts() -> None:
         assert [part in text for part in ("**Context.**", "**Decision.**", "**Consequences.**")] == [True] * 3
 
 
-@pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "requirements", ["requirements.txt", "requirements-dev.txt", "adapters/dimse/requirements.txt"]
+)
 def test_every_dependency_is_explained(requirements: str) -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text()
     (section,) = re.findall(

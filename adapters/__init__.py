@@ -1,0 +1,1 @@
+"""Services that connect the server to systems that do not speak DICOMweb; each runs on its own."""

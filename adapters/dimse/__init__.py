@@ -1,0 +1,1 @@
+"""DIMSE on one side, DICOMweb on the other: see README.md."""
