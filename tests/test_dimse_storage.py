@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import os
 import random
-import socket
 import ssl
 import subprocess
 import sys
@@ -110,8 +109,8 @@ def _store_under_kills(server: Server, adapter: Adapter, folder: Path, acknowled
 def test_an_outage_ends_without_loss_and_lost_answers_do_not_store_twice(
     server: Server, tmp_path: Path
 ) -> None:
-    study = generate_uid()
-    files = [write(tmp_path / f"{n}", study, SeriesInstanceUID=study + ".1") for n in range(6)]
+    study, series = generate_uid(), generate_uid()
+    files = [write(tmp_path / f"{n}", study, series) for n in range(6)]
     with Proxy(server.port) as proxy:
         proxy.mode = "refuse"
         url = f"http://127.0.0.1:{proxy.port}/v2/partitions/outage"
@@ -209,7 +208,7 @@ def test_an_association_cut_off_midway_leaves_nothing(server: Server, tmp_path: 
             time.sleep(0.1)
 
 
-def test_one_spool_belongs_to_one_adapter(server: Server, tmp_path: Path) -> None:
+def test_a_spool_and_a_port_belong_to_one_adapter(server: Server, tmp_path: Path) -> None:
     with running(tmp_path / "adapter", server.v2) as adapter:
         command = [sys.executable, "-m", "adapters.dimse", "--config", str(adapter.configuration)]
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -217,6 +216,9 @@ def test_one_spool_belongs_to_one_adapter(server: Server, tmp_path: Path) -> Non
         assert "is in use by another adapter" in second.stderr
         answer = httpx.get(f"http://127.0.0.1:{adapter.metrics_port}/health")
         assert (answer.status_code, answer.json()["status"]) == (200, "Healthy")
+        adapter.configuration.write_text(adapter.configuration.read_text().replace('"spool"', '"other"'))
+        third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (third.returncode, third.stderr) == (1, "The adapter cannot start: Address already in use.\n")
 
 
 def test_tls_asks_for_a_client_certificate_where_it_is_configured(server: Server, tmp_path: Path) -> None:
@@ -302,10 +304,3 @@ def test_a_spool_finds_again_what_it_had(tmp_path: Path) -> None:
     assert (again.objects, again.bytes, again.quarantined) == (1, 600, 1)
     again.close()
 
-
-def test_a_port_in_use_is_said(server: Server, tmp_path: Path) -> None:
-    with running(tmp_path / "adapter", server.v2) as adapter:
-        adapter.stop()
-        taken = socket.create_server(("127.0.0.1", adapter.port))
-        with taken, pytest.raises(RuntimeError, match="cannot start"):
-            adapter.start()
