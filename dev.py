@@ -30,7 +30,7 @@ from devhost.viewer import Package, SignIn, configuration, write_site
 
 ROOT = Path(__file__).resolve().parent
 START_SECONDS = 90
-_PASSED_ON = ("test", "bench", "load", "import", "export", "reindex", "dimse", "dimse-migrate")
+_PASSED_ON = ("test", "bench", "load", "import", "export", "migrate", "reindex", "dimse", "dimse-migrate")
 
 
 def main() -> int:

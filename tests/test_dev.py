@@ -31,7 +31,20 @@ from tests.export_target import Target
 from tests.partition import Partition
 
 DEV = str(ROOT / "dev.py")
-COMMANDS = ["run", "test", "load", "import", "export", "migrate", "check", "bench", "viewer", "reindex"]
+COMMANDS = [
+    "run",
+    "test",
+    "load",
+    "import",
+    "export",
+    "migrate",
+    "check",
+    "bench",
+    "dimse",
+    "dimse-migrate",
+    "viewer",
+    "reindex",
+]
 
 
 def make_file(path: Path, study: str, series: str) -> Path:

@@ -303,4 +303,3 @@ def test_a_spool_finds_again_what_it_had(tmp_path: Path) -> None:
     assert again.take(10, 10**6, 0) == []
     assert (again.objects, again.bytes, again.quarantined) == (1, 600, 1)
     again.close()
-
