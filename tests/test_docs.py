@@ -70,8 +70,13 @@ def sentences() -> str:
 
 def test_sentences_of_the_server_that_operators_look_up_are_those_of_the_code() -> None:
     code = re.sub(r"%[sd]", "\n", sentences())
-    rows = re.findall(r"^\| (.*?) \| ", (ROOT / "docs" / "troubleshoot.md").read_text(), re.MULTILINE)
-    quoted = [text for row in rows for text in re.findall("`([^`]+)`", row) if " " in text and "/" not in text]
+    page = (ROOT / "docs" / "troubleshoot.md").read_text()
+    spans = [
+        span
+        for row in re.findall(r"^\| (.*?) \| ", page, re.MULTILINE)
+        for span in re.findall("`([^`]+)`", row)
+    ]
+    quoted = [span for span in spans if " " in span and "/" not in span]
     assert len(quoted) > 30
     for text in quoted:
         for piece in text.split("…"):
