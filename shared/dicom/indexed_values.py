@@ -105,8 +105,10 @@ def _indexed(attribute: Attribute, item: str, value: str, time_zone: str) -> Ind
     text = normalise.shadow(attribute.matching, value)
     if not isinstance(text, str) or not text:
         return None
-    words = normalise.name_words(value)[:length] if attribute.matching is Matching.PERSON_NAME else None
-    return IndexedValue(name, item, text=text[:length], words=words or None)
+    words = normalise.name_words(value) if attribute.matching is Matching.PERSON_NAME else ""
+    return IndexedValue(
+        name, item, text=normalise.cut(text, length), words=normalise.cut(words, length) or None
+    )
 
 
 def numeric(attribute: Attribute, value: str) -> float | None:

@@ -26,6 +26,16 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 
 
+def cut(value: str, units: int) -> str:
+    """As much of ``value`` as fits into ``units`` UTF-16 code units; no character is cut in two.
+
+    NVARCHAR(n) of SQL Server holds n of these, not n characters. Every database gets the same text.
+    """
+    if len(value) <= units // 2 or value.isascii():
+        return value[:units]
+    return value.encode("utf-16-le", "surrogatepass")[: 2 * units].decode("utf-16-le", "ignore")
+
+
 def text(value: str) -> str:
     """Case-insensitive form of a string attribute."""
     return unicodedata.normalize("NFKC", value.strip()).casefold()

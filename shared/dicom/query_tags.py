@@ -16,7 +16,7 @@ from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
-from shared.dicom import json_model
+from shared.dicom import json_model, normalise
 from shared.dicom.attributes import LENGTH_OF_VR, MATCHING_OF_VR, Attribute, Level, by_path
 from shared.dicom.indexed_values import IndexedValue, indexed_values, unindexed
 from shared.dicom.json_model import CharacterSet
@@ -212,7 +212,7 @@ def _check_path(path: str, creator: str) -> None:
         return
     if int(last[4:], 16) < 0x1000:
         raise InvalidRequest(f"{_shown(path)} is no private attribute: it reserves a block of them.")
-    if not creator or len(creator) > 64 or "\\" in creator:
+    if not creator or normalise.cut(creator, 64) != creator or "\\" in creator:
         raise InvalidRequest(
             f"The private attribute {_shown(path)} needs a private creator of 1 to 64 characters."
         )

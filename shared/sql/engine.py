@@ -15,7 +15,7 @@ import re
 import struct
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 _ATTEMPTS = 8
 _GIVE_UP_SECONDS = 20.0
 _LOGIN_SECONDS = 8
+_STATEMENT_SECONDS = 60
+"""How long SQL Server may take over one statement; those of an upgrade have no limit."""
+_QUEUE_SECONDS = 30.0
+"""How long work waits for a thread while all of them are busy."""
 # Azure SQL errors worth another try: "Troubleshoot transient connection errors" and deadlocks (1205).
 _TRANSIENT = frozenset(
     {926, 1204, 1205, 1222, 233, 4060, 4221, 615, 10928, 10929, 40197, 40501, 40613, 49918, 49919, 49920}
@@ -81,10 +85,10 @@ class Database:
         return await self._run(True, work, *args, **kwargs)
 
     async def _run(self, write: bool, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        loop = asyncio.get_running_loop()
         name = getattr(work, "__name__", "").strip("<>")
         with telemetry.dependency(f"sql {name}", **{"db.system.name": self.url.get_backend_name()}):
-            return await loop.run_in_executor(self._threads, lambda: self.run(write, work, *args, **kwargs))
+            future = self._threads.submit(lambda: self.run(write, work, *args, **kwargs))
+            return await _begun_in_time(future)
 
     async def ping(self) -> None:
         """Raise DependencyUnavailable unless the database answers."""
@@ -139,6 +143,19 @@ class Database:
         self._threads.shutdown(wait=False)
 
 
+async def _begun_in_time(future: Future[T]) -> T:
+    """The result of work on a thread; DependencyUnavailable where no thread begins it in time, nor ever."""
+    result = asyncio.wrap_future(future)
+    try:
+        done, _ = await asyncio.wait({result}, timeout=_QUEUE_SECONDS)
+    except asyncio.CancelledError:
+        result.cancel()  # of no effect where a thread has begun
+        raise
+    if not done and future.cancel():
+        raise DependencyUnavailable("The SQL database is busy; try again later.")
+    return await result
+
+
 def _create_engine(url: sa.URL, threads: int, access_token: Callable[[], str] | None) -> sa.Engine:
     if url.get_backend_name() == "mssql":
         url = _with_driver(url)
@@ -152,6 +169,7 @@ def _create_engine(url: sa.URL, threads: int, access_token: Callable[[], str] | 
             hide_parameters=True,
             connect_args={"timeout": _LOGIN_SECONDS},
         )
+        sa.event.listen(engine, "checkout", _limit_statements)
         if access_token is not None and not url.username:
             _sign_in_with_tokens(engine, access_token)
         return engine
@@ -176,6 +194,10 @@ def _create_engine(url: sa.URL, threads: int, access_token: Callable[[], str] | 
             connection.execute(f"PRAGMA {pragma}").close()
 
     return engine
+
+
+def _limit_statements(connection: Any, _record: Any, _proxy: Any) -> None:
+    connection.timeout = _STATEMENT_SECONDS  # an attribute of pyodbc's connections, kept by each cursor
 
 
 _ACCESS_TOKEN = 1256

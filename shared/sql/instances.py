@@ -636,7 +636,9 @@ def _summarise_study(connection: sa.Connection, study_key: int, new_series: int)
         .distinct()
         .order_by(t.series.c.modality)
     ).scalars()
-    summary: dict[str, Any] = {"modalities_in_study": "\\".join(m.upper() for m in modalities)[:1024]}
+    summary: dict[str, Any] = {
+        "modalities_in_study": normalise.cut("\\".join(m.upper() for m in modalities), 1024)
+    }
     if new_series:
         summary["number_of_series"] = t.study.c.number_of_series + new_series
     connection.execute(sa.update(t.study).where(t.study.c.study_key == study_key).values(summary))
@@ -693,12 +695,16 @@ def _columns(level: Level, texts: dict[str, str]) -> dict[str, Any]:
             continue
         value = texts.get(attribute.keyword, "")
         shadow = normalise.shadow(attribute.matching, value) if attribute.matching else None
-        columns[attribute.column] = shadow[: attribute.column_length] if isinstance(shadow, str) else shadow
+        if isinstance(shadow, str):
+            shadow = normalise.cut(shadow, attribute.column_length)
+        columns[attribute.column] = shadow
         if attribute.matching is Matching.DATETIME:
             zone = normalise.offset(texts.get("TimezoneOffsetFromUTC", ""))
             columns[f"{attribute.column}_utc"] = normalise.instant(value, zone)
         if attribute.matching is Matching.PERSON_NAME:
-            columns[f"{attribute.column}_words"] = normalise.name_words(value)[: attribute.length] or None
+            columns[f"{attribute.column}_words"] = (
+                normalise.cut(normalise.name_words(value), attribute.length) or None
+            )
     return columns
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from shared.dicom import normalise
 from shared.dicom.attributes import Level, at_level
 from shared.sql.tables import patient, study
 
@@ -27,7 +28,8 @@ def patient_key(
     ``texts`` are values by keyword; ``attributes`` and ``columns`` those of the study. None where it has no
     PatientID.
     """
-    identifier, issuer = texts.get("PatientID", "")[:64], texts.get("IssuerOfPatientID", "")[:64]
+    identifier = normalise.cut(texts.get("PatientID", ""), 64)
+    issuer = normalise.cut(texts.get("IssuerOfPatientID", ""), 64)
     if not identifier:
         return None
     written = {name: value for name, value in columns.items() if name in patient.c}

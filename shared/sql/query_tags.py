@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from shared.dicom import normalise
 from shared.dicom.attributes import Level
 from shared.dicom.identifiers import InstanceKey
 from shared.dicom.query_tags import (
@@ -221,7 +222,7 @@ def record_errors(connection: sa.Connection, errors: Iterable[tuple[Owner, int, 
             "series_key": owner.series_key,
             "study_key": owner.study_key,
             "created": moment,
-            "message": message[:200],
+            "message": normalise.cut(message, 200),
         }
         for owner, tag_key, message in errors
     ]

@@ -35,6 +35,7 @@ def migrate(database: Database) -> None:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
+            connection.connection.timeout = 0  # type: ignore[attr-defined]  # an index may take its time
             if connection.exec_driver_sql(LOCK).scalar_one() < 0:
                 raise DependencyUnavailable("The SQL database is being upgraded; try again later.")
         if _revision(connection) < HEAD:
