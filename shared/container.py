@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
 
     from shared.blobs.store import BlobStore
-    from shared.neighbours.events import Publisher
     from shared.neighbours.fhir import FhirServer
+    from shared.neighbours.publishers import Publisher
     from shared.operations.event_channel import EventChannel
     from shared.operations.followers import FollowerTable
     from shared.operations.queue import OperationQueue
@@ -132,7 +132,7 @@ _publisher: list[Publisher] = []
 async def event_publisher() -> Publisher:
     """What sends events to ``DICOM_EVENTS_ENDPOINT``."""
     if not _publisher:
-        from shared.neighbours.events import EventGridTopic, Webhook
+        from shared.neighbours.publishers import EventGridTopic, Webhook
 
         config = settings()
         endpoint = config.events_endpoint

@@ -18,7 +18,8 @@ from pydicom.uid import generate_uid
 
 from shared.dicom.identifiers import InstanceKey
 from shared.neighbours.errors import NeighbourFailed, NeighbourRefused, NeighbourUnavailable
-from shared.neighbours.events import Event, EventGridTopic, Webhook
+from shared.neighbours.events import Event
+from shared.neighbours.publishers import EventGridTopic, Webhook
 from shared.security.secrets import EncryptedFolder
 from shared.services.events import to_event
 from shared.settings import settings
