@@ -113,9 +113,22 @@ class FollowerTable:
                     etag=position.etag,
                     match_condition=MatchConditions.IfNotModified,
                 )
-            except (ResourceModifiedError, ResourceNotFoundError) as error:
+            except ResourceModifiedError as error:
+                etag = await self._own_write(position.name, holder)
+                if not etag:
+                    raise LostHold from error
+                return await self.hold(replace(position, etag=etag), holder, seconds)
+            except ResourceNotFoundError as error:
                 raise LostHold from error
         return replace(position, etag=str(written["etag"]))
+
+    async def _own_write(self, name: str, holder: str) -> str:
+        """The row's ETag if ``holder`` wrote it: a write that was sent twice changed it the first time."""
+        try:
+            row = await self._service.get_table_client(FOLLOWERS).get_entity(name, _ROW)
+        except ResourceNotFoundError:
+            return ""
+        return str(row.metadata["etag"]) if holder and row["Holder"] == holder else ""
 
     # --- what was given up -----------------------------------------------------------------------------
 

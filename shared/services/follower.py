@@ -28,7 +28,7 @@ from shared.sql.change_feed import Entry, timestamp
 
 log = logging.getLogger(__name__)
 
-_BATCH = 500
+_BATCH = 100  # what is done of a batch counts at its end: it must be over well within a run
 _STUDIES_AT_ONCE = 8
 _TRIES = 6
 _REFUSALS = 2
