@@ -126,18 +126,23 @@ def _answering(endpoint: Endpoint) -> Handler:
 
     @functools.wraps(handler)
     async def answer(request: Request) -> Response:
+        started = time.monotonic()
         traceparent = request.headers.get("traceparent", "")
         with telemetry.request(handler.__name__, request.method, endpoint.template, traceparent) as measured:
-            response = await respond(request)
+            response = await _recorded(await respond(request), request, endpoint, started)
+            response.headers.setdefault("Access-Control-Expose-Headers", _EXPOSED)
+            response.headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin")
+            response.headers.setdefault("X-Content-Type-Options", "nosniff")
+            if request.method == "HEAD":
+                response = await _without_body(response)
             if measured.measured:
                 _measure(response, measured)
             return response
 
     async def respond(request: Request) -> Response:
-        started = time.monotonic()
         try:
             await authorization.check(request, endpoint.access)
-            response = await handler(request)
+            return await handler(request)
         except errors.DicomServerError as error:
             response = problem(error)
             await _drain(request)
@@ -149,16 +154,22 @@ def _answering(endpoint: Endpoint) -> Handler:
             log.error("Failure %s in %s: %s", incident, handler.__name__, errors.without_message(error))
             response = _problem(500, "Internal Server Error", f"Unexpected failure; incident {incident}.")
             await _drain(request)
-        response.headers.setdefault("Access-Control-Expose-Headers", _EXPOSED)
-        response.headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin")
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        if settings().audit and endpoint.access.action is not None:
-            services.audit.record(_event(request, endpoint, response.status_code, started))
-        if request.method == "HEAD":
-            return await _without_body(response)
         return response
 
     return answer
+
+
+async def _recorded(response: Response, request: Request, endpoint: Endpoint, started: float) -> Response:
+    """The response, whose request is in the audit trail now; where it cannot be, 503 in its place."""
+    config = settings()
+    if endpoint.access.action is None or not (config.audit or config.audit_container):
+        return response
+    try:
+        await services.audit.record(_event(request, endpoint, response.status_code, started))
+        return response
+    except errors.DependencyUnavailable as error:
+        await _discard_body(response)
+        return problem(error)
 
 
 def _measure(response: Response, measured: telemetry.Request) -> None:
@@ -230,12 +241,16 @@ async def _drain(request: Request) -> None:
         return
 
 
+async def _discard_body(response: Response) -> None:
+    """End a stream that nobody will read."""
+    close = getattr(getattr(response, "body_iterator", None), "aclose", None)
+    if close is not None:
+        await close()
+
+
 async def _without_body(response: Response) -> Response:
     """The same status and headers without a body, as HEAD asks for (RFC 9110 §9.3.2)."""
-    if isinstance(response, StreamingResponse):
-        close = getattr(response.body_iterator, "aclose", None)
-        if close is not None:
-            await close()
+    await _discard_body(response)
     answer = Response(status_code=response.status_code, headers=dict(response.headers))
     if "content-length" not in response.headers:
         del answer.headers["content-length"]  # Starlette's 0 would be untrue (RFC 9110 §8.6)

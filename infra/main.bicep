@@ -71,6 +71,14 @@ param sqlPauseMinutes int = profile == 'trial' ? 60 : -1
 @maxValue(365)
 param blobRestoreDays int = profile == 'trial' ? 0 : 7
 
+@description('Whether each request is in the audit trail of the container audit before it is answered.')
+param auditContainer bool = false
+
+@description('Days for which nobody may change or delete what the container audit has (an immutability policy, unlocked); 0 for none.')
+@minValue(0)
+@maxValue(146000)
+param auditDays int = 0
+
 @description('E-mail address that alerts go to; none are made where it is empty.')
 param alertEmail string = ''
 
@@ -137,6 +145,7 @@ module storage 'modules/storage.bicep' = {
     sku: profile == 'trial' ? 'Standard_LRS' : 'Standard_ZRS'
     publicAccess: !isPrivate
     restoreDays: blobRestoreDays
+    auditDays: auditDays
   }
 }
 
@@ -238,6 +247,7 @@ module app 'modules/app.bicep' = {
     authAudience: createEntraApplication ? entra!.outputs.audience : authAudience
     corsOrigins: viewer ? union(corsOrigins, [site!.outputs.origin]) : corsOrigins
     publicBaseUrl: publicBaseUrl
+    auditContainer: auditContainer
     eventsEndpoint: imageEvents ? imageTopic!.outputs.endpoint : ''
     fhirUrl: fhirUrl
     maximumInstances: maximumInstances

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
 
     from shared.blobs.store import BlobStore
+    from shared.blobs.trail import Trail
     from shared.neighbours.fhir import FhirServer
     from shared.neighbours.publishers import Publisher
     from shared.operations.event_channel import EventChannel
@@ -71,6 +72,14 @@ def blob_store() -> BlobStore:
     config = settings()
     connection = config.storage_connection
     return connect(connection, config.blob_service_uri, None if connection else credential())
+
+
+@cache
+def audit_trail() -> Trail:
+    """The audit trail in the container ``audit``."""
+    from shared.blobs.trail import Trail
+
+    return Trail(blob_store())
 
 
 @cache

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     auth_scope: str = Field("", alias="DICOM_AUTH_SCOPE")
     auth_anonymous: bool = Field(False, alias="DICOM_AUTH_ANONYMOUS")
     audit: bool = Field(True, alias="DICOM_AUDIT")
+    audit_container: bool = Field(False, alias="DICOM_AUDIT_CONTAINER")
     roles_file: str = Field("roles.json", alias="DICOM_ROLES_FILE")
     cleanup_delay_seconds: int = Field(300, alias="DICOM_CLEANUP_DELAY_SECONDS", ge=0)
     operation_days: int = Field(30, alias="DICOM_OPERATION_DAYS", ge=1)

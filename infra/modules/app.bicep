@@ -37,6 +37,8 @@ param publicBaseUrl string
 param eventsEndpoint string
 @description('Base URL of a FHIR server; none is kept in step where it is empty.')
 param fhirUrl string
+@description('Whether the audit trail is written to its container, too.')
+param auditContainer bool
 @description('Most instances.')
 param maximumInstances int
 @description('Memory of an instance in MB.')
@@ -124,6 +126,7 @@ resource settings 'Microsoft.Web/sites/config@2024-04-01' = {
     FUNCTIONS_REQUEST_BODY_SIZE_LIMIT: string(requestBodyLimit)
     DICOM_SQL_URL: 'mssql+pyodbc://@${databaseHost}:1433/${databaseName}?driver=ODBC+Driver+18+for+SQL+Server&Encrypt=yes'
     DICOM_PUBLIC_BASE_URL: publicBaseUrl
+    DICOM_AUDIT_CONTAINER: string(auditContainer)
     DICOM_EVENTS_ENDPOINT: eventsEndpoint
     DICOM_FHIR_URL: fhirUrl
     DICOM_AUTH_AUTHORITY: '${environment().authentication.loginEndpoint}${tenant().tenantId}/v2.0'

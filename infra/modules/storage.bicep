@@ -17,7 +17,12 @@ param publicAccess bool
 @maxValue(365)
 param restoreDays int
 
-var containers = ['dicom', 'metadata', 'inbox', 'inbox-failed', 'cache', 'operations']
+@description('Days for which nobody may change or delete what the container audit has; 0 for none.')
+@minValue(0)
+@maxValue(146000)
+param auditDays int
+
+var containers = ['dicom', 'metadata', 'inbox', 'inbox-failed', 'cache', 'operations', 'audit']
 var queues = ['operations', 'operation-steps', 'operations-poison', 'operation-steps-poison', 'workitem-events']
 var packages = 'app-package'
 
@@ -59,6 +64,22 @@ resource blobContainers 'Microsoft.Storage/storageAccounts/blobServices/containe
     properties: { publicAccess: 'None' }
   }
 ]
+
+resource auditContainer 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' existing = {
+  parent: blobs
+  name: 'audit'
+}
+
+// Made unlocked: an operator locks it, once and for ever, when its days have proven right.
+resource auditPolicy 'Microsoft.Storage/storageAccounts/blobServices/containers/immutabilityPolicies@2023-05-01' = if (auditDays > 0) {
+  parent: auditContainer
+  name: 'default'
+  dependsOn: [blobContainers]
+  properties: {
+    immutabilityPeriodSinceCreationInDays: auditDays
+    allowProtectedAppendWrites: true
+  }
+}
 
 resource queueService 'Microsoft.Storage/storageAccounts/queueServices@2023-05-01' = {
   parent: account

@@ -6,6 +6,7 @@
     metadata   {hash3}/{partition}/{study}/{series}/{pack}.pack
     cache      {hash3}/{partition}/{study}/{series}/{sop}/{version}/{content}
     operations {operation}/{what}                  input too large for a table row, outcomes of steps
+    audit      {date}/{hour}/{process}-{number}.jsonl  the audit trail, where a setting wants it there
 
 ``hash3`` is derived from partition, study and series; it spreads load and keeps a series together. A
 ``version`` is unique and sorts by the time it was made. Azure refuses or mangles path segments that
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from datetime import datetime
 from hashlib import sha256
 
 from shared.dicom.identifiers import InstanceKey
@@ -28,7 +30,8 @@ INBOX = "inbox"
 INBOX_FAILED = "inbox-failed"
 CACHE = "cache"
 OPERATIONS = "operations"
-CONTAINERS = DICOM, METADATA, INBOX, INBOX_FAILED, CACHE, OPERATIONS
+AUDIT = "audit"
+CONTAINERS = DICOM, METADATA, INBOX, INBOX_FAILED, CACHE, OPERATIONS, AUDIT
 """Those in which the server keeps its data."""
 
 _SEGMENT = r"([0-9A-Za-z.\-]{1,64}~?)"
@@ -142,6 +145,11 @@ def import_records(operation: str) -> str:
 def is_import_record(name: str) -> bool:
     """Whether a blob of container ``operations`` is such a record."""
     return "/import-" in name
+
+
+def audit_name(moment: datetime, process: str, number: int) -> str:
+    """Blob name, in container ``audit``, of what a process writes to the trail in an hour (UTC)."""
+    return f"{moment:%Y-%m-%d/%H}/{process}-{number}.jsonl"
 
 
 def exported_file(operation: str, study: str, series: str, instance: str) -> str:

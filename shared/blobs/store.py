@@ -344,20 +344,20 @@ class BlobStore:
 
     # --- packs of metadata documents ---------------------------------------------------------------
 
-    async def create_pack(self, name: str) -> None:
+    async def create_pack(self, name: str, container: str = names.METADATA) -> None:
         """Make an empty append blob; one that exists is kept."""
         async with _translated():
-            client = self._container(names.METADATA).get_blob_client(name)
+            client = self._container(container).get_blob_client(name)
             with contextlib.suppress(ResourceExistsError, ResourceModifiedError):
                 await client.create_append_blob(match_condition=MatchConditions.IfMissing)
 
-    async def append(self, name: str, data: bytes) -> int:
+    async def append(self, name: str, data: bytes, container: str = names.METADATA) -> int:
         """Append to a pack and return the offset at which ``data`` begins.
 
         Raises PackMissing or PackFull.
         """
         async with _translated():
-            client = self._container(names.METADATA).get_blob_client(name)
+            client = self._container(container).get_blob_client(name)
             try:
                 result = await client.append_block(data, length=len(data))
             except ResourceNotFoundError as error:

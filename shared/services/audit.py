@@ -1,17 +1,21 @@
 """The audit trail: who did what to which resources, when, and with what outcome; one event a request.
 
-Events are JSON lines of the logger ``dicom.audit``, which Application Insights collects. They hold
-identifiers alone: no value of a query, no text from a path that is no UID, no patient data (PS3.15 §A.5
-names what an audit message is made of).
+Events are JSON lines of the logger ``dicom.audit``, which Application Insights collects, and where a setting
+says so of blobs in the container ``audit``. They hold identifiers alone: no value of a query, no text from a
+path that is no UID, no patient data (PS3.15 §A.5 names what an audit message is made of).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from shared import container
+from shared.settings import settings
 
 log = logging.getLogger("dicom.audit")
 
@@ -39,9 +43,22 @@ class Event:
     milliseconds: int
 
 
-def record(event: Event) -> None:
-    """Write ``event`` to the trail."""
-    line = {
+async def record(event: Event) -> None:
+    """Write ``event`` to the trail; it is durable in the container, where events go there.
+
+    Raises DependencyUnavailable where it could not be written there: then nobody may be answered.
+    """
+    line = json.dumps(_line(event))
+    if settings().audit:
+        log.info("%s", line)
+    if settings().audit_container:
+        await container.audit_trail().append(f"{line}\n".encode())
+
+
+def _line(event: Event) -> dict[str, object]:
+    """``event`` as JSON; an append whose answer was lost may leave it twice, with the same ``id``."""
+    line: dict[str, object] = {
+        "id": uuid.uuid4().hex,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "caller": event.caller,
         "client": event.client,
@@ -56,7 +73,7 @@ def record(event: Event) -> None:
     if event.instances:
         line["instances"] = list(event.instances[:_MOST_INSTANCES])
         line["numberOfInstances"] = len(event.instances)
-    log.info("%s", json.dumps(line))
+    return line
 
 
 def _outcome(status: int) -> str:
