@@ -79,6 +79,14 @@ param auditContainer bool = false
 @maxValue(146000)
 param auditDays int = 0
 
+@description('Keeps what a blob was before it was overwritten, for as many days, at least one.')
+param blobVersioning bool = false
+
+@description('Days after which files move to the cool tier, which is cheaper to keep and dearer to read; 0 for never.')
+@minValue(0)
+@maxValue(3650)
+param coolAfterDays int = 0
+
 @description('E-mail address that alerts go to; none are made where it is empty.')
 param alertEmail string = ''
 
@@ -146,6 +154,8 @@ module storage 'modules/storage.bicep' = {
     publicAccess: !isPrivate
     restoreDays: blobRestoreDays
     auditDays: auditDays
+    versioning: blobVersioning
+    coolAfterDays: coolAfterDays
   }
 }
 

@@ -19,6 +19,8 @@ import pytest
 from azure.storage.blob import BlobServiceClient
 from azure.storage.queue import QueueServiceClient
 
+from shared.operations import followers, state, table
+from shared.services import events
 from shared.settings import Settings
 from tests import conftest, test_settings
 from tests.app_functions import all_functions
@@ -251,3 +253,94 @@ def test_telemetry_samples_neither_requests_nor_the_audit_trail() -> None:
     host = json.loads((ROOT / "host.json").read_text())
     sampling = host["logging"]["applicationInsights"]["samplingSettings"]
     assert set(sampling["excludedTypes"].split(";")) == {"Request", "Trace"}
+
+
+PARAMETERS = sorted((INFRA / "parameters").glob("*.json"))
+
+
+def test_there_are_parameters_for_a_trial_for_production_and_for_a_private_network() -> None:
+    assert [path.stem for path in PARAMETERS] == ["private-network", "production", "trial"]
+
+
+@pytest.mark.parametrize("path", PARAMETERS, ids=lambda path: path.name)
+def test_files_of_parameters_have_values_that_the_template_takes(path: Path) -> None:
+    declared = main()["parameters"]
+    given = json.loads(path.read_text())["parameters"]
+    assert given["profile"]["value"] == {"private-network": "private"}.get(path.stem, path.stem)
+    for name, parameter in given.items():
+        kinds = {"string": str, "int": int, "bool": bool, "array": list}
+        assert type(parameter["value"]) is kinds[declared[name]["type"]], name
+        for decorator in declared[name]["decorators"]:
+            match decorator:
+                case {"type": "allowed", "argument": allowed}:
+                    assert parameter["value"] in allowed, name
+                case {"type": "min_value", "argument": least}:
+                    assert parameter["value"] >= least, name
+                case {"type": "max_value", "argument": most}:
+                    assert parameter["value"] <= most, name
+
+
+LONGEST = "e" * 32
+"""The longest name of an environment that main.bicep takes."""
+TYPE_LIMITS = {
+    "Microsoft.Resources/resourceGroups": r"[\w().-]{1,90}",
+    "Microsoft.Web/serverfarms": r"[A-Za-z0-9-]{1,60}",
+    "Microsoft.Network/virtualNetworks": r"[A-Za-z0-9][\w.-]{0,62}\w",
+    "Microsoft.OperationalInsights/workspaces": r"[A-Za-z0-9][A-Za-z0-9-]{2,61}[A-Za-z0-9]",
+    "Microsoft.Insights/components": r"[^%&\\?/]{1,260}",
+    "Microsoft.Insights/actionGroups": r"[^/]{1,260}",
+    "Microsoft.Insights/metricAlerts": r"[^*#&+:<>?@%{}\\/]{1,260}",
+    "Microsoft.Insights/scheduledQueryRules": r"[^*#&+:<>?@%{}\\/]{1,260}",
+    "Microsoft.Network/privateEndpoints": r"[A-Za-z0-9][\w.-]{0,62}\w",
+}
+
+
+def given_names(path: Path) -> Iterator[tuple[str, str]]:
+    """Type and name of each resource of a template whose name is written there or given by main.bicep."""
+    module = {item["detail"]["path"]: name for name, item in main()["modules"].items()}
+    given = parameters_of(module[str(path.relative_to(INFRA))]) if path.parent != INFRA else {}
+    for kind, value in re.findall(
+        r"^resource \w+ '([^@']+)@[^']+' = (?:if \(.*?\) )?\{(?:\n  parent: \w+)?\n  name: (.+)$",
+        path.read_text(),
+        re.MULTILINE,
+    ):
+        name = str(given.get(value, value)).rpartition(" : ")[2].strip("'")
+        yield kind, name.replace("${token}", TOKEN).replace("${environmentName}", LONGEST)
+
+
+def test_names_of_the_longest_environment_are_within_the_limits_of_azure() -> None:
+    checked = {}
+    for path in TEMPLATES:
+        for kind, name in given_names(path):
+            if kind in TYPE_LIMITS and "${" not in name:
+                assert re.fullmatch(TYPE_LIMITS[kind], name), (path.name, kind, name)
+                checked[kind] = name
+    assert checked.keys() >= set(TYPE_LIMITS) - {"Microsoft.Network/privateEndpoints"}
+    assert f"@maxLength({len(LONGEST)})\nparam environmentName" in (INFRA / "main.bicep").read_text()
+
+
+def test_files_of_instances_are_never_deleted_by_the_life_cycle() -> None:
+    rules = parsed(INFRA / "modules" / "storage.bicep")["variables"]
+    containers = set(rules["containers"]["value"])
+    deleting = [
+        rule["value"]["definition"]
+        for rule in rules.values()
+        if isinstance(rule["value"], dict)
+        and "definition" in rule["value"]
+        and "delete" in rule["value"]["definition"]["actions"].get("baseBlob", {})
+    ]
+    assert [rule["filters"]["prefixMatch"] for rule in deleting] == [["operations/"]]
+    assert "operations" in containers
+    (days,) = [rule["actions"]["baseBlob"]["delete"]["daysAfterModificationGreaterThan"] for rule in deleting]
+    assert days > Settings().operation_days
+
+
+def test_tables_are_made_by_the_code_and_explained_to_operators() -> None:
+    page = (ROOT / "docs" / "operate.md").read_text()
+    assert "storageAccounts/tableServices" not in (INFRA / "modules" / "storage.bicep").read_text()
+    names_of_tables = [
+        *(state.CURSORS, state.INBOX_FAILURES, state.QUERY_TAGS, table.OPERATIONS, table.INDEX),
+        *(followers.FOLLOWERS, events.DEAD_LETTERS),
+    ]
+    for name in names_of_tables:
+        assert f"`{name}`" in page, name

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -37,10 +41,40 @@ def test_permissions_are_few_and_there_is_no_secret(path: Path) -> None:
     permissions = workflow(path)["permissions"]
     assert permissions["contents"] == "read"
     signs_in = any(step.get("uses", "").startswith("azure/login@") for step in steps(path))
-    assert permissions.keys() - {"contents"} == ({"id-token"} if signs_in else set())
+    publishes = any(step.get("uses", "").startswith("actions/deploy-pages@") for step in steps(path))
+    needed = {"id-token"} if signs_in else {"id-token", "pages"} if publishes else set()
+    assert permissions.keys() - {"contents"} == needed
     assert "secrets." not in path.read_text()
     assert all("permissions" not in job for job in workflow(path)["jobs"].values())
 
 
-def test_there_are_workflows_for_tests_for_changes_of_templates_and_for_deployments() -> None:
-    assert {path.stem for path in WORKFLOWS} == {"test", "what-if", "deploy"}
+def test_there_are_workflows_for_tests_changes_deployments_the_viewer_and_releases() -> None:
+    assert {path.stem for path in WORKFLOWS} == {"test", "what-if", "deploy", "viewer", "release"}
+
+
+def parameters_of_azd() -> dict[str, str]:
+    """The variable of each parameter that azd passes on."""
+    given = json.loads((ROOT / "infra" / "main.parameters.json").read_text())["parameters"]
+    found = {name: re.match(r"\$\{(\w+)", parameter["value"]) for name, parameter in given.items()}
+    return {name: match[1] for name, match in found.items() if match is not None}
+
+
+def test_a_deployment_and_what_would_change_take_the_same_variables() -> None:
+    deploy = (ROOT / ".github" / "workflows" / "deploy.yml").read_text()
+    what_if = (ROOT / ".github" / "workflows" / "what-if.yml").read_text()
+    for name, variable in parameters_of_azd().items():
+        if variable == "AZURE_SQL_ADMINISTRATOR":
+            continue  # how the administrator is shown
+        for line in re.findall(rf"\$\{{\{{ vars\.{variable}\b.*", deploy):
+            assert line in what_if, variable
+        assert f"vars.{variable} " in deploy, variable
+        assert re.search(rf"\b{name}=", what_if), name
+
+
+def test_the_button_leads_the_portal_to_the_template() -> None:
+    url = "https://owner.github.io/server/azuredeploy.json"
+    script = ROOT / "infra" / "scripts" / "button.py"
+    ended = subprocess.run([sys.executable, script, url], capture_output=True, text=True, check=True)
+    (link,) = re.findall(r'<a href="(https://portal[^"]+)"', ended.stdout)
+    assert unquote(link.partition("/uri/")[2]) == url
+    assert subprocess.run([sys.executable, script, "file:///x"], capture_output=True, check=False).returncode

@@ -16,6 +16,11 @@ param publicAccess bool
 @minValue(0)
 @maxValue(365)
 param restoreDays int
+@description('Whether what a blob was before it was overwritten is kept, for as many days as deleted blobs, at least one.')
+param versioning bool
+@description('Days after which files move to the cool tier; 0 for never.')
+@minValue(0)
+param coolAfterDays int
 
 @description('Days for which nobody may change or delete what the container audit has; 0 for none.')
 @minValue(0)
@@ -25,6 +30,37 @@ param auditDays int
 var containers = ['dicom', 'metadata', 'inbox', 'inbox-failed', 'cache', 'operations', 'audit']
 var queues = ['operations', 'operation-steps', 'operations-poison', 'operation-steps-poison', 'workitem-events']
 var packages = 'app-package'
+
+// The app removes what operations leave. This is for what it could not: no operation runs for half a year.
+var forgottenOperations = {
+  name: 'forgotten-operations'
+  enabled: true
+  type: 'Lifecycle'
+  definition: {
+    filters: { blobTypes: ['blockBlob', 'appendBlob'], prefixMatch: ['operations/'] }
+    actions: { baseBlob: { delete: { daysAfterModificationGreaterThan: 180 } } }
+  }
+}
+var cool = {
+  name: 'cool-files'
+  enabled: true
+  type: 'Lifecycle'
+  definition: {
+    filters: { blobTypes: ['blockBlob'], prefixMatch: ['dicom/'] }
+    actions: { baseBlob: { tierToCool: { daysAfterModificationGreaterThan: coolAfterDays } } }
+  }
+}
+var formerVersions = {
+  name: 'former-versions'
+  enabled: true
+  type: 'Lifecycle'
+  definition: {
+    filters: { blobTypes: ['blockBlob', 'appendBlob'] }
+    actions: { version: { delete: { daysAfterCreationGreaterThan: restoreDays > 0 ? restoreDays : 1 } } }
+  }
+}
+var coolRules = coolAfterDays > 0 ? [cool] : []
+var versionRules = versioning ? [formerVersions] : []
 
 resource account 'Microsoft.Storage/storageAccounts@2023-05-01' = {
   name: name
@@ -52,8 +88,18 @@ resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = {
   parent: account
   name: 'default'
   properties: {
+    isVersioningEnabled: versioning
     deleteRetentionPolicy: restoreDays > 0 ? { enabled: true, days: restoreDays } : { enabled: false }
     containerDeleteRetentionPolicy: { enabled: true, days: restoreDays > 0 ? restoreDays : 7 }
+  }
+}
+
+resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05-01' = {
+  parent: account
+  name: 'default'
+  dependsOn: [blobs]
+  properties: {
+    policy: { rules: concat([forgottenOperations], coolRules, versionRules) }
   }
 }
 
