@@ -8,19 +8,20 @@ The storage must be the server's own.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
+import sqlalchemy as sa
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
 from shared.blobs import names
 from shared.dicom.identifiers import DEFAULT_PARTITION, InstanceKey
+from shared.sql.engine import Database
 from tests.conftest import Server
 from tests.dicom_files import multipart
 
@@ -30,10 +31,12 @@ HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0)
 _VERSIONS = """
     SELECT partition_name, study_instance_uid, series_instance_uid, sop_instance_uid, {of}.version, {of}.size,
            {of}.pack, {of}.document_offset, {of}.document_length, {of}.bulkdata_length, {of}.frames_length,
-           '{of}' = 'original'
-    FROM instance JOIN series USING (series_key) JOIN study ON study.study_key = series.study_key
+           {number}
+    FROM instance JOIN series ON series.series_key = instance.series_key
+    JOIN study ON study.study_key = series.study_key
     JOIN partition ON partition.partition_key = study.partition_key"""
-_INSTANCES = f"""{_VERSIONS.format(of="instance")} UNION ALL {_VERSIONS.format(of="original")}
+_CURRENT, _ORIGINAL = (_VERSIONS.format(of=of, number=n) for n, of in enumerate(("instance", "original")))
+_INSTANCES = f"""{_CURRENT} UNION ALL {_ORIGINAL}
     JOIN original_instance original ON original.instance_key = instance.instance_key"""
 
 _MISCOUNTED = """
@@ -69,10 +72,14 @@ def container(server: WithStorage, name: str) -> ContainerClient:
 
 
 def query(server: WithStorage, statement: str, *values: Any) -> list[Any]:
-    """Rows from the server's SQLite database."""
-    path = server.environment["DICOM_SQL_URL"].removeprefix("sqlite:///").partition("?")[0]
-    with closing(sqlite3.connect(path, timeout=20)) as connection, connection:
-        return connection.execute(statement, values).fetchall()
+    """Rows from the server's database. Statements are SQL of both SQLite and SQL Server; a test holds it."""
+    url = sa.make_url(server.environment["DICOM_SQL_URL"]).difference_update_query(["timeout"])
+    database = Database(url.render_as_string(hide_password=False), threads=1)
+    with closing(database), database.engine.connect() as connection:
+        result = connection.exec_driver_sql(statement, values)
+        rows = [tuple(row) for row in result] if result.returns_rows else []
+        connection.commit()
+    return rows
 
 
 def run(server: Server, function: str, blob: str = "") -> int:
@@ -198,7 +205,7 @@ def assert_whole(server: Server, file: bytes) -> None:
         assert len(found.raise_for_status().json()) == 1
     states = query(
         server,
-        "SELECT action FROM change_feed WHERE sop_instance_uid = ? ORDER BY sequence DESC LIMIT 1",
+        "SELECT action FROM change_feed WHERE sop_instance_uid = ? ORDER BY sequence DESC",
         key.instance,
     )
     assert states[0][0] in ("create", "update")

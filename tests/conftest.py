@@ -5,9 +5,11 @@
 ``start_server``  starts further hosts, for tests that kill one, or need their own storage or settings
 ``client``        an ``httpx.Client`` of ``server``
 ``in_process``    the services in the test's own process, on the session's storage and a new database
+``new_sql_url``   makes URLs of new databases, for one test
 
 All of it ends with the test run, also when the run itself is killed: the children watch a pipe to it.
-``DICOM_TEST_SQL_URL`` runs ``server`` on another database; ``DICOM_TEST_AZURITE_JS`` names another Azurite.
+``DICOM_TEST_SQL_URL`` puts every database on another server (tests/databases.py);
+``DICOM_TEST_AZURITE_JS`` names another Azurite.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from devhost.settings import local_values
 from devhost.setup import Problem
 from shared import container
 from shared.settings import settings
+from tests import databases
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -132,6 +135,7 @@ class Server:
 
 
 StartServer = Callable[..., Server]
+NewSqlUrl = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
@@ -185,10 +189,10 @@ def _environment(azurite: Azurite, sql_url: str, folder: Path) -> dict[str, str]
 def server(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The app on the session's storage and database, with two HTTP workers."""
     folder = tmp_path_factory.mktemp("server")
-    sql_url = os.environ.get("DICOM_TEST_SQL_URL") or f"sqlite:///{folder / 'dicom.db'}"
-    running = Server(_environment(azurite, sql_url, folder), folder / "server.log")
-    yield running
-    running.stop()
+    with databases.new(folder / "dicom.db") as sql_url:
+        running = Server(_environment(azurite, sql_url, folder), folder / "server.log")
+        yield running
+        running.stop()
 
 
 @pytest.fixture
@@ -199,8 +203,15 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
+def new_sql_url(tmp_path: Path) -> Iterator[NewSqlUrl]:
+    """Factory: the URL of a new database, named for its file where it is one of SQLite."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(databases.new(tmp_path / f"{name}.db"))
+
+
+@pytest.fixture
 async def in_process(
-    azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    azurite: Azurite, new_sql_url: NewSqlUrl, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[None]:
     """The services in this process; deleted bytes go at the next clean-up. The containers exist."""
     cached = (
@@ -211,7 +222,7 @@ async def in_process(
         container.state,
     )
     monkeypatch.setenv("AzureWebJobsStorage", azurite.connection_string)
-    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/in-process.db")
+    monkeypatch.setenv("DICOM_SQL_URL", new_sql_url("in-process"))
     monkeypatch.setenv("DICOM_CLEANUP_DELAY_SECONDS", "0")
     for one in cached:
         one.cache_clear()
@@ -229,7 +240,7 @@ def start_server(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> 
     """Factory: ``start_server(workers=2, own_storage=False, root=ROOT, **environment) -> Server``.
 
     ``own_storage=True`` gives the server an Azurite of its own; otherwise it shares the session's. It has
-    a SQLite database of its own, unless ``DICOM_SQL_URL`` is given. All servers end with the module; a
+    a database of its own, unless ``DICOM_SQL_URL`` is given. All servers end with the module; a
     test that starts several calls ``close()``, which also ends a storage of its own.
     """
     with contextlib.ExitStack() as stack:
@@ -239,7 +250,8 @@ def start_server(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> 
         ) -> Server:
             folder = tmp_path_factory.mktemp("server")
             storage = _Storage(folder / "azurite") if own_storage else None
-            sql_url = f"sqlite:///{folder / 'dicom.db'}"
+            given = environment.get("DICOM_SQL_URL")
+            sql_url = given or stack.enter_context(databases.new(folder / "dicom.db"))
             variables = _environment(storage.azurite if storage else azurite, sql_url, folder) | environment
             try:
                 running = Server(

@@ -44,7 +44,7 @@ from tests.audit import (
     send,
 )
 from tests.audit import container as in_storage
-from tests.conftest import Server, StartServer
+from tests.conftest import NewSqlUrl, Server, StartServer
 from tests.dicom_files import make_file
 
 CLIENTS = 16
@@ -531,9 +531,9 @@ class Deadlock(Exception):
 
 
 @pytest.fixture
-def database(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+def database(new_sql_url: NewSqlUrl, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
-    database = Database(f"sqlite:///{tmp_path}/retries.db")
+    database = Database(new_sql_url("retries"))
     yield database
     database.close()
 
@@ -594,8 +594,8 @@ def test_a_failed_attempt_leaves_nothing(database: Database) -> None:
     assert database.run(True, work) == 1
 
 
-def test_sixteen_workers_prepare_a_new_database_once(tmp_path: Any) -> None:
-    url = f"sqlite:///{tmp_path}/new.db"
+def test_sixteen_workers_prepare_a_new_database_once(new_sql_url: NewSqlUrl) -> None:
+    url = new_sql_url("new")
     databases = [Database(url, threads=1) for _ in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         counts = list(

@@ -22,6 +22,7 @@ from shared.services.export import Form, Source
 from shared.services.operations import Operation, OperationFailed, Tally
 from shared.settings import settings
 from shared.sql import instances
+from tests.conftest import NewSqlUrl
 from tests.dicom_files import make_file
 from tests.export_target import Target
 from tests.test_export import identifier
@@ -39,11 +40,11 @@ CACHED = (
 
 @pytest.fixture
 async def services(
-    azurite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    azurite: Any, tmp_path: Path, new_sql_url: NewSqlUrl, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[pytest.MonkeyPatch]:
     """The services in this process on a database of their own."""
     monkeypatch.setenv("AzureWebJobsStorage", azurite.connection_string)
-    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/export.db")
+    monkeypatch.setenv("DICOM_SQL_URL", new_sql_url("export"))
     monkeypatch.setenv("DICOM_SECRETS_FOLDER", str(tmp_path / "secrets"))
     monkeypatch.setenv("DICOM_ORPHAN_GRACE_SECONDS", "0")
     for cached in CACHED:

@@ -12,7 +12,7 @@ import pytest
 from devhost.azurite import connection_string, free_ports
 from shared import container, services
 from shared.sql.engine import Database
-from tests.conftest import Server, StartServer
+from tests.conftest import NewSqlUrl, Server, StartServer
 
 LIMIT_SECONDS = 15
 """Ten for the slowest answer of a dependency, and some for a busy machine."""
@@ -71,14 +71,17 @@ def test_a_database_that_does_not_answer_is_named(start_server: StartServer, tmp
     server.close()
 
 
-async def test_a_malformed_setting_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_malformed_setting_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, new_sql_url: NewSqlUrl
+) -> None:
     def malformed() -> None:
         raise ValueError("Connection string is malformed; it holds a key.")
 
     monkeypatch.setattr(container, "blob_store", malformed)
     monkeypatch.setattr(container, "table_service", malformed)
     monkeypatch.setattr(container, "operation_queue", malformed)
-    monkeypatch.setattr(container, "database", lambda: Database(f"sqlite:///{tmp_path / 'dicom.db'}"))
+    database = Database(new_sql_url("dicom"))
+    monkeypatch.setattr(container, "database", lambda: database)
     report = await services.health.check()
     assert not report.healthy
     assert [d.healthy for d in report.dependencies] == [False, False, False, True]

@@ -25,14 +25,15 @@ from sqlglot import exp
 from shared.errors import DependencyUnavailable
 from shared.sql import migrations, tables
 from shared.sql.engine import Database
+from tests.conftest import NewSqlUrl
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTS = 6
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'dicom.db'}")
+def database(new_sql_url: NewSqlUrl) -> Iterator[Database]:
+    database = Database(new_sql_url("dicom"))
     yield database
     database.close()
 
@@ -99,6 +100,7 @@ import sys
 import sqlalchemy as sa
 from shared.sql import migrations
 from shared.sql.engine import Database
+from tests.conftest import NewSqlUrl
 
 upgrade = migrations._upgrade
 migrations._upgrade = lambda connection: (upgrade(connection), print("upgraded"))
@@ -109,8 +111,8 @@ print("started")
 """
 
 
-def test_processes_that_start_at_once_migrate_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'dicom.db'}"
+def test_processes_that_start_at_once_migrate_once(new_sql_url: NewSqlUrl) -> None:
+    url = new_sql_url("dicom")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", START, url],

@@ -227,7 +227,7 @@ def test_what_is_replaced_or_deleted_is_found_no_more(tags: Tags) -> None:
     assert tags.instances(SliceThickness="2") == set()
     tags.partition.request("DELETE", f"studies/{study}").raise_for_status()
     left = (
-        "SELECT * FROM attribute_value JOIN partition USING (partition_key) "
+        "SELECT attribute FROM attribute_value v JOIN partition p ON p.partition_key = v.partition_key "
         "WHERE attribute LIKE 'tag%' AND partition_name = ?"
     )
     assert query(tags.server, left, tags.partition.name) == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from shared.errors import DependencyUnavailable
 from shared.services import operations, query_tags, reindex, store, tag_deletion, tag_reindex
 from shared.settings import settings
 from shared.sql import tables as t
-from tests.conftest import _Storage
+from tests.conftest import NewSqlUrl, _Storage
 from tests.dicom_files import make_file
 from tests.operations_harness import TAG_POINTS, Worker
 from tests.test_operations import CACHED
@@ -38,9 +37,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Storage]:
 
 
 @pytest.fixture
-async def worker(storage: _Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Worker]:
+async def worker(
+    storage: _Storage, monkeypatch: pytest.MonkeyPatch, new_sql_url: NewSqlUrl
+) -> AsyncIterator[Worker]:
     monkeypatch.setenv("AzureWebJobsStorage", storage.azurite.connection_string)
-    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/dicom.db")
+    monkeypatch.setenv("DICOM_SQL_URL", new_sql_url("dicom"))
     monkeypatch.setattr(operations, "_LONGEST_DELAY", 0)
     monkeypatch.setattr(operations, "_BEAT_SECONDS", 0)
     monkeypatch.setattr(operations, "_STALLED_SECONDS", -1)
@@ -153,13 +154,13 @@ async def test_a_tag_deleted_while_it_is_added_goes(worker: Worker, monkeypatch:
 
 
 async def test_a_rebuilt_index_has_the_tags_and_their_values(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, new_sql_url: NewSqlUrl
 ) -> None:
     await query_tags.add(TAG)
     await worker.run()
     await query_tags.enable("MilitaryRank", False)
     container.database().close()
-    monkeypatch.setenv("DICOM_SQL_URL", f"sqlite:///{tmp_path}/rebuilt.db")
+    monkeypatch.setenv("DICOM_SQL_URL", new_sql_url("rebuilt"))
     settings.cache_clear()
     container.database.cache_clear()
     assert await reindex.reindex() >= COUNT

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +14,7 @@ from pydicom.uid import generate_uid
 from shared.blobs import names
 from shared.dicom.identifiers import InstanceKey
 from tests.audit import HTTP, Found, audit, clean, container, key_of, path_of, query, send
-from tests.conftest import ROOT, Server, StartServer
+from tests.conftest import ROOT, NewSqlUrl, Server, StartServer
 from tests.dicom_files import make_file, real_files
 from tests.operations_harness import wait_for_end
 
@@ -103,12 +102,12 @@ def archive(start_server: StartServer) -> Server:
     return server
 
 
-def test_a_rebuilt_database_shows_what_the_old_one_did(archive: Server, tmp_path: Path) -> None:
+def test_a_rebuilt_database_shows_what_the_old_one_did(archive: Server, new_sql_url: NewSqlUrl) -> None:
     before: Found = audit(archive)
     keys = sorted(before.files, key=str)
     assert len(keys) > 40
     expected = shown(archive, keys)
-    sql_url = f"sqlite:///{tmp_path / 'rebuilt.db'}"
+    sql_url = new_sql_url("rebuilt")
     done = reindex(archive, sql_url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"{len(keys)} instances indexed.\n")
@@ -143,7 +142,7 @@ def test_a_database_that_is_not_empty_is_left_alone(archive: Server) -> None:
 
 
 def test_files_that_were_never_indexed_are_left_to_the_reconciliation(
-    archive: Server, tmp_path: Path
+    archive: Server, new_sql_url: NewSqlUrl
 ) -> None:
     good, hidden = make_file(), make_file()
     programs = b"MZ".ljust(128) + hidden[128:]
@@ -152,7 +151,7 @@ def test_files_that_were_never_indexed_are_left_to_the_reconciliation(
         dicom.upload_blob(names.file_name(key_of(hidden), names.new_version()), programs)
         dicom.upload_blob(names.file_name(key_of(make_file()), "zzz"), b"no DICOM file")
         dicom.upload_blob("no/proper/name", good)
-    sql_url = f"sqlite:///{tmp_path / 'again.db'}"
+    sql_url = new_sql_url("again")
     assert reindex(archive, sql_url).returncode == 0
     archive.restart(DICOM_SQL_URL=sql_url)
     assert query(archive, "SELECT 1 FROM instance WHERE sop_instance_uid = ?", key_of(good).instance)

@@ -6,7 +6,6 @@ cursor. The data are drawn from small alphabets, so that queries often match.
 
 from __future__ import annotations
 
-import os
 import random
 import uuid
 from collections.abc import Iterator
@@ -30,10 +29,11 @@ from shared.sql.engine import Database
 from shared.sql.instances import Place, commit_store, delete
 from shared.sql.query_tags import read_set
 from shared.web.query_params import cursor, search_request
+from tests import databases
 from tests.dicom_files import make_dataset, to_file
 from tests.reference import Options, Path, matches
 
-URLS = ["sqlite", *filter(None, [os.environ.get("DICOM_TEST_SQL_URL")])]
+SERVERS = ["", *filter(None, [databases.SERVER])]
 ATTRIBUTES = {tuple(a.keyword.split(".")): a for a in by_path().values()}
 
 UIDS_OF = {
@@ -193,13 +193,16 @@ class Archive:
         }
 
 
-@pytest.fixture(scope="module", params=URLS, ids=lambda url: url.split(":")[0])
+@pytest.fixture(scope="module", params=SERVERS, ids=lambda url: url.split(":")[0] or "file")
 def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     """25 studies of up to two series of up to three instances; some were replaced later, some deleted."""
-    url = request.param
-    if url == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('sql')}/dicom.db"
-    database = Database(url)
+    with databases.new(tmp_path_factory.mktemp("sql") / "dicom.db", request.param) as url:
+        database = Database(url)
+        yield filled(database)
+        database.close()
+
+
+def filled(database: Database) -> Archive:
     chance = random.Random(20)
     made = Archive(database)
     places = [
@@ -214,8 +217,7 @@ def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     doomed = dataset(chance, "1.99", "1.99.1", "1.99.1.1")
     made.store(doomed)
     made.delete(doomed)
-    yield made
-    database.close()
+    return made
 
 
 # --- queries ---------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +18,7 @@ from shared.errors import DependencyUnavailable
 from shared.sql import engine, instances
 from shared.sql.engine import Database
 from shared.sql.tables import metadata
+from tests.conftest import NewSqlUrl
 
 ASTRAL = "\U00020bb7"
 """A character of a Japanese name that takes two UTF-16 code units."""
@@ -76,8 +76,8 @@ def test_rows_of_values_hold_no_more_than_sql_server_takes() -> None:
 
 
 @pytest.fixture
-def one_thread(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'dicom.db'}", threads=1)
+def one_thread(new_sql_url: NewSqlUrl) -> Iterator[Database]:
+    database = Database(new_sql_url("dicom"), threads=1)
     yield database
     database.close()
 

@@ -6,7 +6,6 @@ what each kind of matching must find.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import unicodedata
@@ -34,8 +33,9 @@ from shared.sql.engine import Database
 from shared.sql.instances import last_instances_statement
 from shared.sql.search import Found
 from shared.web.query_params import search_query
+from tests import databases
 
-URLS = ["sqlite", *filter(None, [os.environ.get("DICOM_TEST_SQL_URL")])]
+SERVERS = ["", *filter(None, [databases.SERVER])]
 SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4")
 
 
@@ -138,14 +138,12 @@ class Index:
         return [row.uid for row in rows if row is not None]
 
 
-@pytest.fixture(scope="module", params=URLS, ids=lambda url: url.split(":")[0])
+@pytest.fixture(scope="module", params=SERVERS, ids=lambda url: url.split(":")[0] or "file")
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    url = request.param
-    if url == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('sql')}/dicom.db"
-    database = Database(url)
-    yield database
-    database.close()
+    with databases.new(tmp_path_factory.mktemp("sql") / "dicom.db", request.param) as url:
+        database = Database(url)
+        yield database
+        database.close()
 
 
 @pytest.fixture

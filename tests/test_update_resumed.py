@@ -13,7 +13,6 @@ import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +31,7 @@ from shared.operations.operation import SUCCEEDED, Operation, Tally, Unfinished
 from shared.services import cleanup, delete, ingest, retrieve, store, update
 from shared.settings import settings
 from tests.audit import Found, audit, key_of, query
-from tests.conftest import _Storage
+from tests.conftest import NewSqlUrl, _Storage
 from tests.dicom_files import make_file
 from tests.operations_harness import UPDATE_POINTS
 
@@ -71,11 +70,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Storage]:
 
 @pytest.fixture
 async def archive(
-    storage: _Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: _Storage, new_sql_url: NewSqlUrl, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Archive]:
     environment = {
         "AzureWebJobsStorage": storage.azurite.connection_string,
-        "DICOM_SQL_URL": f"sqlite:///{tmp_path / 'dicom.db'}",
+        "DICOM_SQL_URL": new_sql_url("dicom"),
         "DICOM_ORPHAN_GRACE_SECONDS": "0",
         "DICOM_CLEANUP_DELAY_SECONDS": "0",
     }

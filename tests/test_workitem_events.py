@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from shared.dicom.event_reports import EventType
 from shared.sql import tables as t
 from shared.sql import workitem_events, workitem_subscriptions
 from shared.sql.engine import Database
+from tests.conftest import NewSqlUrl
 
 SCHEDULED: dict[str, Any] = {
     "00741000": {"vr": "CS", "Value": ["SCHEDULED"]},
@@ -28,8 +28,8 @@ def with_state(state: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'dicom.db'}")
+def database(new_sql_url: NewSqlUrl) -> Iterator[Database]:
+    database = Database(new_sql_url("dicom"))
     yield database
     database.close()
 
