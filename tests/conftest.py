@@ -32,7 +32,7 @@ from devhost.settings import local_values
 from devhost.setup import Problem
 from shared import container
 from shared.settings import settings
-from tests import databases
+from tests import databases, t_sql
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,6 +133,8 @@ class Server:
             time.sleep(0.02)
         return process
 
+
+t_sql.watch()
 
 StartServer = Callable[..., Server]
 NewSqlUrl = Callable[[str], str]
