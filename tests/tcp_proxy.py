@@ -10,15 +10,15 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections to ``target``, a port.
+    """Forwards connections to ``target``, a port of ``host``.
 
     ``mode`` is ``pass``; ``refuse``: connections are cut at once; or ``lose_answers``: requests arrive,
     and the connection breaks when their answer comes.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
         self.mode = "pass"
-        self._target = target
+        self._target = (host, target)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -35,7 +35,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
+                server = socket.create_connection(self._target)
                 for source, sink, answers in ((client, server, False), (server, client, True)):
                     threading.Thread(target=self._pump, args=(source, sink, answers), daemon=True).start()
 

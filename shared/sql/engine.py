@@ -34,7 +34,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8
-_GIVE_UP_SECONDS = 20.0
+_GIVE_UP_SECONDS = 15.0
 _LOGIN_SECONDS = 8
 _STATEMENT_SECONDS = 60
 """How long SQL Server may take over one statement; those of an upgrade have no limit."""
