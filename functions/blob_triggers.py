@@ -11,6 +11,7 @@ import os
 
 import azure.functions as func
 
+from functions.tracing import traced
 from shared import services
 
 blueprint = func.Blueprint()
@@ -23,6 +24,7 @@ _SOURCE = func.BlobSource(os.environ.get("DICOM_BLOB_TRIGGER_SOURCE", "LogsAndCo
 @blueprint.blob_trigger(
     arg_name="blob", path="dicom/{name}", connection="AzureWebJobsStorage", source=_SOURCE
 )
+@traced("blob")
 async def index_dicom_blob(blob: func.InputStream) -> None:
     """Index a Part 10 file that appeared in ``dicom``, unless it is known or being stored."""
     result = await services.ingest.ingest(_name(blob))
@@ -34,6 +36,7 @@ async def index_dicom_blob(blob: func.InputStream) -> None:
 @blueprint.blob_trigger(
     arg_name="blob", path="inbox/{name}", connection="AzureWebJobsStorage", source=_SOURCE
 )
+@traced("blob")
 async def store_inbox_blob(blob: func.InputStream) -> None:
     """Store a file that was dropped into ``inbox``."""
     await services.inbox.take(_name(blob))

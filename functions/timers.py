@@ -9,6 +9,7 @@ import logging
 
 import azure.functions as func
 
+from functions.tracing import traced
 from shared import services
 
 blueprint = func.Blueprint()
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 @blueprint.function_name("clean_deleted_instances")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_CLEANUP_SCHEDULE%", use_monitor=True)
+@traced("timer")
 async def clean_deleted_instances(timer: func.TimerRequest) -> None:
     """Remove the bytes of deleted and replaced instances."""
     cleaned = await services.cleanup.clean_deleted()
@@ -26,6 +28,7 @@ async def clean_deleted_instances(timer: func.TimerRequest) -> None:
 
 @blueprint.function_name("reconcile_blobs")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_RECONCILE_SCHEDULE%", use_monitor=True)
+@traced("timer")
 async def reconcile_blobs(timer: func.TimerRequest) -> None:
     """Index or store files no trigger took; remove files and metadata nothing refers to."""
     taken = await services.inbox.take_left_behind()
@@ -38,6 +41,7 @@ async def reconcile_blobs(timer: func.TimerRequest) -> None:
 
 @blueprint.function_name("tend_operations")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_OPERATIONS_SCHEDULE%", use_monitor=True)
+@traced("timer")
 async def tend_operations(timer: func.TimerRequest) -> None:
     """Wake operations that have stalled, and forget those that ended long ago and secrets left behind."""
     revived = await services.operations.revive()
@@ -50,6 +54,7 @@ async def tend_operations(timer: func.TimerRequest) -> None:
 
 @blueprint.function_name("send_events")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_FOLLOWER_SCHEDULE%", use_monitor=False)
+@traced("timer")
 async def send_events(timer: func.TimerRequest) -> None:
     """Send events of what has changed since the last run."""
     sent = await services.events.follow()
@@ -59,6 +64,7 @@ async def send_events(timer: func.TimerRequest) -> None:
 
 @blueprint.function_name("synchronise_fhir")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_FOLLOWER_SCHEDULE%", use_monitor=False)
+@traced("timer")
 async def synchronise_fhir(timer: func.TimerRequest) -> None:
     """Bring the FHIR server in step with what has changed since the last run."""
     followed = await services.fhir.follow()
@@ -68,6 +74,7 @@ async def synchronise_fhir(timer: func.TimerRequest) -> None:
 
 @blueprint.function_name("evict_cached_frames")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_RECONCILE_SCHEDULE%", use_monitor=True)
+@traced("timer")
 async def evict_cached_frames(timer: func.TimerRequest) -> None:
     """Keep the cache of frames within its bound."""
     evicted = await services.frame_cache.evict()
@@ -77,9 +84,18 @@ async def evict_cached_frames(timer: func.TimerRequest) -> None:
 
 @blueprint.function_name("tend_workitem_events")
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_CLEANUP_SCHEDULE%", use_monitor=True)
+@traced("timer")
 async def tend_workitem_events(timer: func.TimerRequest) -> None:
     """Forget old event reports of workitems, and send those that no message told of."""
     forgotten = await services.workitem_events.prune()
     sent = await services.workitem_events.deliver()
     if sent or forgotten:
         log.info("Sent %d events that were left behind; forgot %d.", sent, forgotten)
+
+
+@blueprint.function_name("observe_backlog")
+@blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_CLEANUP_SCHEDULE%", use_monitor=True)
+@traced("timer")
+async def observe_backlog(timer: func.TimerRequest) -> None:
+    """Say in telemetry how much waits in queues and for the clean-up."""
+    await services.backlog.observe()

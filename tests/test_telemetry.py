@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from azure.storage.blob import BlobServiceClient, ContainerClient
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pydicom.uid import generate_uid
@@ -23,6 +24,7 @@ from pydicom.uid import generate_uid
 from shared.telemetry import METRICS
 from tests.conftest import Server, StartServer
 from tests.dicom_files import make_dataset, multipart, to_file
+from tests.operations_harness import wait_for_end
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY, SERIES = generate_uid(), generate_uid()
@@ -179,6 +181,59 @@ def test_requests_arrive_with_their_dependencies_and_tell_of_no_patient(
     )
     posted = b"\n".join(body for _, body in [*collector.posted, *monitor.posted]).lower()
     assert [secret for secret in NEVER if secret in posted] == []
+
+
+def test_operations_stay_in_the_trace_that_began_them_and_tell_of_no_patient(
+    measured: Server, collector: Receiver, monitor: Receiver
+) -> None:
+    connection = measured.environment["AzureWebJobsStorage"]
+    service = BlobServiceClient.from_connection_string(connection)
+    source, target = service.create_container("source"), service.create_container("target")
+    updated, exported = generate_uid(), generate_uid()
+    source.upload_blob("1.dcm", to_file(make_dataset(generate_uid(), SERIES, generate_uid(), **SECRETS)))
+    source.upload_blob("2.dcm", b"Quokka^Marsupia is no DICOM file")
+
+    def container(client: ContainerClient) -> dict[str, Any]:
+        settings = {"connectionString": connection, "blobContainerName": client.container_name}
+        return {"type": "azureblob", "settings": settings}
+
+    identifiers = {"type": "identifiers", "settings": {"values": [exported]}}
+    begun = {
+        "studies/$bulkUpdate": {
+            "studyInstanceUids": [updated],
+            "changeDataset": {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Quokka^Rex"}]}},
+        },
+        "export": {"source": identifiers, "destination": container(target)},
+        "import": {"source": container(source)},
+    }
+    with httpx.Client(base_url=f"{measured.v2}/", timeout=60) as http:
+        for study in (updated, exported):
+            file = to_file(make_dataset(study, generate_uid(), generate_uid(), **SECRETS))
+            stored = http.post("studies", content=file, headers={"Content-Type": "application/dicom"})
+            assert stored.status_code == 200
+        ends = []
+        for number, (path, body) in enumerate(begun.items(), 1):
+            trace = {"traceparent": f"00-{number:032x}-00f067aa0ba902b7-01"}
+            response = http.post(path, json=body, headers=trace)
+            assert response.status_code == 202, response.text
+            ends.append(response.headers["Location"])
+        for url in ends:
+            assert wait_for_end(url)["status"] in ("succeeded", "failed")
+    measured.run_function("observe_backlog")
+
+    def names(number: int) -> set[str]:
+        return {s.name for s in collector.spans() if s.trace_id.hex() == f"{number:032x}"}
+
+    for number in range(1, 1 + len(begun)):
+        eventually(lambda: {"coordinate_operation", "work_on_operation"} <= names(number))  # noqa: B023
+        assert {"queue send", "table find"} <= names(number)
+    assert any(name.startswith("blob ") for name in names(1))
+    eventually(lambda: {"dicom.queue.messages", "dicom.cleanup.waiting"} <= set(collector.metrics()))
+    depths = collector.metrics()["dicom.queue.messages"].gauge.data_points
+    assert {"operations", "operations-poison"} <= {p.attributes[0].value.string_value for p in depths}
+    assert any(s.name == "observe_backlog" for s in collector.spans())
+    posted = b"\n".join(body for _, body in [*collector.posted, *monitor.posted]).lower()
+    assert [secret for secret in NEVER if secret in posted or secret in measured.log.lower().encode()] == []
 
 
 def _none() -> Any:

@@ -30,6 +30,7 @@ from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob import BlobBlock, BlobProperties, BlobSasPermissions, generate_blob_sas
 from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
 
+from shared import telemetry
 from shared.blobs import names
 from shared.blobs.ranged_reads import RangedReads
 from shared.errors import DependencyUnavailable
@@ -70,6 +71,7 @@ COPIED_BLOCK = 64 * 1024 * 1024
 _COPIES_AT_ONCE = 4
 _COPY_REFUSED = frozenset({400, 401, 403, 404, 409, 501})
 _SOURCE_VALID = timedelta(hours=1)
+_PEER = {"peer.service": "Blob Storage"}
 _STORAGE_SCOPE = "https://storage.azure.com/.default"
 
 
@@ -110,7 +112,7 @@ class BlobStore:
 
     async def ping(self) -> None:
         """Raise DependencyUnavailable unless the account answers."""
-        async with _translated():
+        async with _translated("ping"):
             await self._container(names.DICOM).get_container_properties()
 
     async def close(self) -> None:
@@ -135,7 +137,7 @@ class BlobStore:
 
     async def upload(self, container: str, name: str, data: bytes, metadata: dict[str, str]) -> None:
         """Write a blob in one request (``data`` is at most 64 MiB), replacing any of that name."""
-        async with _translated():
+        async with _translated("upload"):
             client = self._container(container).get_blob_client(name)
             await client.upload_blob(data, overwrite=True, metadata=metadata)
 
@@ -143,7 +145,7 @@ class BlobStore:
         self, container: str, name: str, data: bytes, metadata: dict[str, str] | None = None
     ) -> bool:
         """Write a blob in one request unless there is one of that name; whether it was written."""
-        async with _translated():
+        async with _translated("create"):
             client = self._container(container).get_blob_client(name)
             try:
                 await client.upload_blob(data, overwrite=False, metadata=metadata)
@@ -153,13 +155,13 @@ class BlobStore:
 
     async def stage_block(self, container: str, name: str, number: int, data: bytes) -> None:
         """Send block ``number`` of a blob; nothing is visible before :meth:`commit_blocks`."""
-        async with _translated():
+        async with _translated("stage_block"):
             client = self._container(container).get_blob_client(name)
             await client.stage_block(_block_id(number), data, length=len(data))
 
     async def commit_blocks(self, container: str, name: str, count: int, metadata: dict[str, str]) -> None:
         """Make a blob of the blocks 0 to ``count - 1``."""
-        async with _translated():
+        async with _translated("commit_blocks"):
             client = self._container(container).get_blob_client(name)
             await client.commit_block_list(
                 [BlobBlock(_block_id(number)) for number in range(count)], metadata=metadata
@@ -192,7 +194,7 @@ class BlobStore:
             if isinstance(result, BaseException):
                 raise result
             numbers += result
-        async with _translated():
+        async with _translated("compose"):
             client = self._container(container).get_blob_client(name)
             await client.commit_block_list(
                 [BlobBlock(_block_id(number)) for number in numbers], metadata=metadata
@@ -200,7 +202,7 @@ class BlobStore:
 
     async def _stage_range(self, container: str, name: str, number: int, part: BlobRange) -> list[int]:
         """Stage a range of another blob as block ``number``, or as several from there on."""
-        async with _translated():
+        async with _translated("stage_range"):
             client = self._container(container).get_blob_client(name)
             url, authorization = await self._readable(container, part.name)
             try:
@@ -244,12 +246,12 @@ class BlobStore:
             return b""
         if length > BLOCK:
             return b"".join([chunk async for chunk in self.stream(container, name, offset, length)])
-        async with _translated():
+        async with _translated("read"):
             return await self._ranged_reads.read(container, name, offset, length)
 
     async def read_whole(self, container: str, name: str) -> bytes:
         """All of a blob that is known to be small, in one request. Raises BlobNotFound."""
-        async with _translated():
+        async with _translated("read_whole"):
             return await self._ranged_reads.read(container, name, 0, None)
 
     async def stream(
@@ -305,7 +307,7 @@ class BlobStore:
 
     async def delete(self, container: str, name: str) -> None:
         """Delete a blob; one that is gone already is fine."""
-        async with _translated():
+        async with _translated("delete"):
             with contextlib.suppress(ResourceNotFoundError):
                 await self._container(container).delete_blob(name)
 
@@ -313,7 +315,7 @@ class BlobStore:
         self, container: str, prefix: str = "", token: str = ""
     ) -> tuple[list[BlobItem], str]:
         """Up to 5,000 blobs by name and the token that continues the listing; an empty token ends it."""
-        async with _translated():
+        async with _translated("list_page"):
             listing = self._container(container).list_blobs(
                 name_starts_with=prefix or None, include=["metadata"], results_per_page=5000
             )
@@ -326,12 +328,12 @@ class BlobStore:
 
     async def find(self, container: str, name: str) -> BlobItem:
         """Size, time and metadata of a blob. Raises BlobNotFound."""
-        async with _translated():
+        async with _translated("find"):
             return _item(await self._container(container).get_blob_client(name).get_blob_properties())
 
     async def move_to(self, name: str, source: str, target: str, metadata: dict[str, str]) -> None:
         """Copy a blob to the same name in another container with new metadata, then delete the source."""
-        async with _translated():
+        async with _translated("move_to"):
             client = self._container(target).get_blob_client(name)
             blocks = 0
             async for chunk in self.stream(source, name):
@@ -346,7 +348,7 @@ class BlobStore:
 
     async def create_pack(self, name: str, container: str = names.METADATA) -> None:
         """Make an empty append blob; one that exists is kept."""
-        async with _translated():
+        async with _translated("create_pack"):
             client = self._container(container).get_blob_client(name)
             with contextlib.suppress(ResourceExistsError, ResourceModifiedError):
                 await client.create_append_blob(match_condition=MatchConditions.IfMissing)
@@ -356,7 +358,7 @@ class BlobStore:
 
         Raises PackMissing or PackFull.
         """
-        async with _translated():
+        async with _translated("append"):
             client = self._container(container).get_blob_client(name)
             try:
                 result = await client.append_block(data, length=len(data))
@@ -404,10 +406,11 @@ def error_code(error: HttpResponseError) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
-    """Exceptions of the Azure SDK in terms of this module."""
+async def _translated(call: str = "") -> AsyncIterator[None]:
+    """Exceptions of the Azure SDK in terms of this module; a span where ``call`` has a name."""
     try:
-        yield
+        with telemetry.dependency(f"blob {call}", **_PEER) if call else contextlib.nullcontext():
+            yield
     except ResourceNotFoundError as error:
         if error_code(error) == "ContainerNotFound":
             raise ContainerMissing("Blob Storage lacks a container; try again later.") from error

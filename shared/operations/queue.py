@@ -10,13 +10,17 @@ from typing import Any
 from azure.core.exceptions import AzureError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.queue.aio import QueueServiceClient
 
+from shared import telemetry
 from shared.errors import DependencyUnavailable
 
 OPERATIONS = "operations"
 STEPS = "operation-steps"
 WORKITEM_EVENTS = "workitem-events"
 POISON = "-poison"
+BLOBS_POISON = "webjobs-blobtrigger-poison"
+"""Where the platform puts what blob triggers failed at."""
 
+_QUEUES = OPERATIONS, STEPS, WORKITEM_EVENTS
 _FOR_EVER = -1
 
 
@@ -28,14 +32,15 @@ class OperationQueue:
 
     async def send(self, queue: str, message: dict[str, Any], delay: int = 0) -> None:
         """Send ``message``, visible after ``delay`` seconds. Raises DependencyUnavailable."""
-        content = base64.b64encode(json.dumps(message).encode()).decode()
+        content = base64.b64encode(json.dumps(telemetry.carried(message)).encode()).decode()
         client = self._service.get_queue_client(queue)
         try:
-            try:
-                await client.send_message(content, visibility_timeout=delay, time_to_live=_FOR_EVER)
-            except ResourceNotFoundError:
-                await self._create(queue)
-                await client.send_message(content, visibility_timeout=delay, time_to_live=_FOR_EVER)
+            with telemetry.dependency("queue send", **{"peer.service": "Queue Storage"}):
+                try:
+                    await client.send_message(content, visibility_timeout=delay, time_to_live=_FOR_EVER)
+                except ResourceNotFoundError:
+                    await self._create(queue)
+                    await client.send_message(content, visibility_timeout=delay, time_to_live=_FOR_EVER)
         except (AzureError, OSError) as error:
             raise _unavailable() from error
 
@@ -48,6 +53,18 @@ class OperationQueue:
             await self._create(WORKITEM_EVENTS)
         except (AzureError, OSError) as error:
             raise _unavailable() from error
+
+    async def depths(self) -> dict[str, int]:
+        """About how many messages each queue has, hidden ones too; queues that do not exist are left out."""
+        found: dict[str, int] = {}
+        try:
+            for queue in (*(q + s for q in _QUEUES for s in ("", POISON)), BLOBS_POISON):
+                with contextlib.suppress(ResourceNotFoundError):
+                    properties = await self._service.get_queue_client(queue).get_queue_properties()
+                    found[queue] = properties.approximate_message_count or 0
+        except (AzureError, OSError) as error:
+            raise _unavailable() from error
+        return found
 
     async def ping(self) -> None:
         """Raise DependencyUnavailable unless Queue Storage answers."""

@@ -17,6 +17,7 @@ from azure.core.exceptions import (
 from azure.data.tables import UpdateMode
 from azure.data.tables.aio import TableClient, TableServiceClient
 
+from shared import telemetry
 from shared.errors import DependencyUnavailable
 
 CURSORS = "cursors"
@@ -32,7 +33,7 @@ class State:
 
     async def cursor(self, name: str) -> str:
         """The value saved under ``name``; empty where there is none."""
-        async with _translated():
+        async with _translated("cursor"):
             try:
                 entity = await self._service.get_table_client(CURSORS).get_entity("cursor", name)
             except ResourceNotFoundError:
@@ -52,7 +53,7 @@ class State:
 
     async def query_tags(self) -> tuple[int, str]:
         """The version and the text saved by :meth:`save_query_tags`; 0 and empty where there is none."""
-        async with _translated():
+        async with _translated("query_tags"):
             try:
                 row = await self._service.get_table_client(QUERY_TAGS).get_entity("tags", "all")
             except ResourceNotFoundError:
@@ -64,7 +65,7 @@ class State:
         entity: dict[str, object] = {"PartitionKey": "tags", "RowKey": "all", "Version": str(version)}
         entity["Text"] = zlib.compress(text.encode())
         while True:
-            async with _translated():
+            async with _translated("save_query_tags"):
                 client = self._service.get_table_client(QUERY_TAGS)
                 try:
                     row = await client.get_entity("tags", "all", select=["PartitionKey", "RowKey", "Version"])
@@ -87,7 +88,7 @@ class State:
                     return
 
     async def _write(self, table: str, entity: dict[str, object]) -> None:
-        async with _translated():
+        async with _translated("write"):
             client: TableClient = self._service.get_table_client(table)
             try:
                 await client.upsert_entity(entity, mode=UpdateMode.REPLACE)
@@ -98,8 +99,13 @@ class State:
 
 
 @contextlib.asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+async def _translated(call: str = "") -> AsyncIterator[None]:
     try:
-        yield
+        with (
+            telemetry.dependency(f"table {call}", **{"peer.service": "Table Storage"})
+            if call
+            else contextlib.nullcontext()
+        ):
+            yield
     except (AzureError, OSError) as error:
         raise DependencyUnavailable("Table Storage is unavailable; try again later.") from error

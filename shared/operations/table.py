@@ -25,6 +25,7 @@ from azure.core.exceptions import (
 from azure.data.tables import TableTransactionError, UpdateMode
 from azure.data.tables.aio import TableClient, TableServiceClient
 
+from shared import telemetry
 from shared.errors import DependencyUnavailable, InvalidRequest
 from shared.operations.operation import RUNNING, Json, Operation, Progress, Step, Tally
 
@@ -80,7 +81,7 @@ class OperationTable:
             **_progress_columns(Progress(), operation.created),
         }
         index = {"PartitionKey": _ACTIVE, "RowKey": operation.id, "Created": operation.created}
-        async with _translated():
+        async with _translated("create"):
             await self._written(INDEX, index)
             try:
                 await (await self._existing(OPERATIONS)).create_entity(entity)
@@ -90,7 +91,7 @@ class OperationTable:
 
     async def find(self, id: str) -> Record | None:
         """The operation, or None."""
-        async with _translated():
+        async with _translated("find"):
             try:
                 return _record(await self._client(OPERATIONS).get_entity(id, _ROW))
             except ResourceNotFoundError:
@@ -98,7 +99,7 @@ class OperationTable:
 
     async def with_steps(self, id: str) -> tuple[Record, list[Step]] | None:
         """The operation and its steps that are not counted yet, in order, without their items."""
-        async with _translated():
+        async with _translated("with_steps"):
             try:
                 record = _record(await self._client(OPERATIONS).get_entity(id, _ROW))
                 rows = self._client(OPERATIONS).query_entities(
@@ -112,7 +113,7 @@ class OperationTable:
 
     async def items(self, id: str, number: int) -> tuple[list[Json], Step] | None:
         """A step with its items; None where it is counted already."""
-        async with _translated():
+        async with _translated("items"):
             try:
                 row = await self._client(OPERATIONS).get_entity(id, _step_key(number))
             except ResourceNotFoundError:
@@ -169,7 +170,7 @@ class OperationTable:
     async def close_index(self, record: Record) -> None:
         """Move an operation that has ended from the index of those that run to that of the ended."""
         operation = record.operation
-        async with _translated():
+        async with _translated("close_index"):
             key = f"{operation.last_updated}-{operation.id}"
             await self._written(INDEX, {"PartitionKey": _ENDED, "RowKey": key, "Id": operation.id})
             await self._deleted(INDEX, _ACTIVE, operation.id)
@@ -183,7 +184,7 @@ class OperationTable:
 
     async def drop_index(self, id: str) -> None:
         """Forget an operation that never came to be."""
-        async with _translated():
+        async with _translated("drop_index"):
             await self._deleted(INDEX, _ACTIVE, id)
 
     async def ended_before(self, moment: str) -> AsyncIterator[tuple[str, str]]:
@@ -198,7 +199,7 @@ class OperationTable:
 
     async def remove(self, key: str, id: str) -> None:
         """Delete an ended operation and its entry in the index."""
-        async with _translated():
+        async with _translated("remove"):
             rows = self._client(OPERATIONS).query_entities(
                 "PartitionKey eq @id", parameters={"id": id}, select=["RowKey"]
             )
@@ -208,7 +209,7 @@ class OperationTable:
 
     async def touch(self, id: str) -> None:
         """Say that the message of an operation's coordinator is on its way."""
-        async with _translated():
+        async with _translated("touch"):
             with contextlib.suppress(ResourceNotFoundError):
                 await self._client(OPERATIONS).update_entity(
                     {"PartitionKey": id, "RowKey": _ROW, "Updated": now()}, UpdateMode.MERGE
@@ -219,7 +220,7 @@ class OperationTable:
     async def finish_step(self, id: str, number: int, tally: Tally, broken: bool = False) -> None:
         """Keep what became of a step; the first outcome stays."""
         while True:
-            async with _translated():
+            async with _translated("finish_step"):
                 client = self._client(OPERATIONS)
                 try:
                     row = await client.get_entity(
@@ -250,7 +251,7 @@ class OperationTable:
 
     async def touch_step(self, id: str, number: int) -> None:
         """Say that a step's message is on its way or being worked on."""
-        async with _translated():
+        async with _translated("touch_step"):
             with contextlib.suppress(ResourceNotFoundError):
                 await self._client(OPERATIONS).update_entity(
                     {"PartitionKey": id, "RowKey": _step_key(number), "Due": now()}, UpdateMode.MERGE
@@ -278,7 +279,7 @@ class OperationTable:
             "etag": record.etag,
             "match_condition": MatchConditions.IfNotModified,
         }
-        async with _translated():
+        async with _translated("advance"):
             try:
                 outcome = await self._client(OPERATIONS).submit_transaction(
                     [("update", entity, guard), *rows]
@@ -293,7 +294,7 @@ class OperationTable:
 
     async def _update(self, record: Record, columns: Mapping[str, Any]) -> None:
         entity = {"PartitionKey": record.operation.id, "RowKey": _ROW, **columns}
-        async with _translated():
+        async with _translated("update"):
             try:
                 await self._client(OPERATIONS).update_entity(
                     entity,
@@ -424,8 +425,13 @@ def _unpacked(name: str, row: Mapping[str, Any]) -> Json:
 
 
 @contextlib.asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+async def _translated(call: str = "") -> AsyncIterator[None]:
     try:
-        yield
+        with (
+            telemetry.dependency(f"table {call}", **{"peer.service": "Table Storage"})
+            if call
+            else contextlib.nullcontext()
+        ):
+            yield
     except (AzureError, OSError) as error:
         raise DependencyUnavailable("Table Storage is unavailable; try again later.") from error

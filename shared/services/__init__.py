@@ -13,6 +13,7 @@ _MODULES = frozenset(
         "access",
         "archive",
         "audit",
+        "backlog",
         "change_feed",
         "cleanup",
         "delete",

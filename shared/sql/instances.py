@@ -925,6 +925,13 @@ def due_deletions(connection: sa.Connection, now: str, limit: int) -> list[Delet
     ]
 
 
+def count_due_deletions(connection: sa.Connection, now: str) -> int:
+    """How many versions :func:`due_deletions` would give without a limit."""
+    d = t.deleted_instance
+    counting = sa.select(sa.func.count()).select_from(d).where(d.c.cleanup_after <= now)
+    return int(connection.execute(counting).scalar_one())
+
+
 def finish_deletions(connection: sa.Connection, versions: Sequence[str]) -> None:
     """No byte of ``versions`` is left."""
     given = uid_table(list(versions))

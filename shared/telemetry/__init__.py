@@ -26,7 +26,7 @@ class Metric:
     """A metric: its name, how it is counted, its unit, what it says, and the attributes it is split by."""
 
     name: str
-    kind: Literal["counter", "histogram"]
+    kind: Literal["counter", "histogram", "gauge"]
     unit: str
     description: str
     attributes: tuple[str, ...] = ()
@@ -51,6 +51,12 @@ OPERATIONS_ENDED = Metric(
 CACHE_READS = Metric(
     "dicom.cache.reads", "counter", "{read}", "reads of the cache of frames: hit or miss", ("result",)
 )
+QUEUE_MESSAGES = Metric(
+    "dicom.queue.messages", "gauge", "{message}", "messages in a queue, about", ("queue",)
+)
+CLEANUP_WAITING = Metric(
+    "dicom.cleanup.waiting", "gauge", "{instance}", "deleted and replaced instances whose bytes are due to go"
+)
 METRICS = (
     REQUESTS,
     DURATION,
@@ -61,6 +67,8 @@ METRICS = (
     STORE_FAILURES,
     OPERATIONS_ENDED,
     CACHE_READS,
+    QUEUE_MESSAGES,
+    CLEANUP_WAITING,
 )
 
 _lock = Lock()
@@ -72,9 +80,19 @@ def _exporting() -> Exporting | None:
     if not config.insights_connection and not config.otlp_endpoint:
         return None
     with _lock:
-        from shared.telemetry import export
+        return _started()
 
-        return export.start(METRICS)
+
+@cache
+def _started() -> Exporting:
+    from shared.telemetry import export
+
+    return export.start(METRICS)
+
+
+def active() -> bool:
+    """Whether telemetry goes anywhere."""
+    return _exporting() is not None
 
 
 def add(metric: Metric, amount: float = 1, **attributes: str | int) -> None:
@@ -82,6 +100,26 @@ def add(metric: Metric, amount: float = 1, **attributes: str | int) -> None:
     exporting = _exporting()
     if exporting is not None and amount:
         exporting.add(metric, amount, attributes)
+
+
+def observe(metric: Metric, value: float, **attributes: str | int) -> None:
+    """Say what a gauge shows now; it shows it for some minutes."""
+    exporting = _exporting()
+    if exporting is not None:
+        exporting.observe(metric, value, attributes)
+
+
+def invocation(name: str, trigger: str, traceparent: str) -> AbstractContextManager[Any]:
+    """A span around a function that no request started, in the trace of what sent its message."""
+    exporting = _exporting()
+    return nullcontext() if exporting is None else exporting.invocation(name, trigger, traceparent)
+
+
+def carried(message: dict[str, Any]) -> dict[str, Any]:
+    """The message of a queue, with the trace that whoever receives it goes on with (W3C Trace Context)."""
+    exporting = _exporting()
+    traceparent = "" if exporting is None else exporting.traceparent()
+    return message | {"traceparent": traceparent} if traceparent else message
 
 
 def dependency(name: str, **attributes: str) -> AbstractContextManager[Any]:

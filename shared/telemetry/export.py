@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 SERVICE = "dicom-server"
 """Name of the service; Application Insights shows it as the role of the cloud."""
 
+_SHOWN_SECONDS = 180
+"""How long a gauge shows what was observed: the timers that observe run on one instance, then on another."""
+
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -33,18 +39,33 @@ class Exporting:
     def __init__(self, tracers: TracerProvider, meters: MeterProvider, metrics: Sequence[Metric]) -> None:
         self._tracer = tracers.get_tracer(SERVICE)
         meter = meters.get_meter(SERVICE)
-        self._record = {
-            metric: meter.create_counter(metric.name, metric.unit, metric.description).add
-            if metric.kind == "counter"
-            else meter.create_histogram(metric.name, metric.unit, metric.description).record
-            for metric in metrics
-        }
+        self._record: dict[Metric, Callable[..., None]] = {}
+        self._observed: dict[Metric, dict[tuple[tuple[str, str | int], ...], tuple[float, float]]] = {}
+        for metric in metrics:
+            described = metric.name, metric.unit, metric.description
+            if metric.kind == "counter":
+                self._record[metric] = meter.create_counter(*described).add
+            elif metric.kind == "histogram":
+                self._record[metric] = meter.create_histogram(*described).record
+            else:
+                self._observed[metric] = {}
+                name, *others = described
+                meter.create_observable_gauge(name, [partial(self._shown, metric)], *others)
 
     def add(self, metric: Metric, amount: float, attributes: Mapping[str, str | int]) -> None:
-        """Count; attributes that the metric does not have are a mistake of the caller."""
-        if set(attributes) != set(metric.attributes):
-            raise ValueError(f"{metric.name} is split by {metric.attributes}.")
+        """Count."""
+        _check(metric, attributes)
         self._record[metric](amount, attributes)
+
+    def observe(self, metric: Metric, value: float, attributes: Mapping[str, str | int]) -> None:
+        """Show ``value`` for :data:`_SHOWN_SECONDS`."""
+        _check(metric, attributes)
+        self._observed[metric][tuple(attributes.items())] = value, time.monotonic()
+
+    def _shown(self, metric: Metric, _options: CallbackOptions) -> list[Observation]:
+        oldest = time.monotonic() - _SHOWN_SECONDS
+        observed = list(self._observed[metric].items())
+        return [Observation(value, dict(key)) for key, (value, moment) in observed if moment >= oldest]
 
     def begin_request(self, transaction: str, method: str, route: str, traceparent: str) -> Span:
         """A span of a request, in the trace that the client names."""
@@ -66,10 +87,29 @@ class Exporting:
         """What begins within belongs to ``span``; exceptions pass without a trace of their message."""
         return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
+    def traceparent(self) -> str:
+        """What names the current span to others, empty where there is none."""
+        carrier: dict[str, str] = {}
+        _propagator.inject(carrier)
+        return carrier.get("traceparent", "")
+
+    def invocation(self, name: str, trigger: str, traceparent: str) -> AbstractContextManager[Span]:
+        """A span of a function that a queue, a blob or a timer started."""
+        span = self._tracer.start_span(
+            name,
+            context=_propagator.extract({"traceparent": traceparent}),
+            kind=SpanKind.CONSUMER,
+            attributes={"faas.trigger": trigger},
+        )
+        return self._lasting(span)
+
+    def dependency(self, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[Span]:
+        """A span of a call."""
+        return self._lasting(self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes))
+
     @contextmanager
-    def dependency(self, name: str, attributes: Mapping[str, str]) -> Iterator[Span]:
-        """A span of a call; of an exception it has the kind, never the message."""
-        span = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+    def _lasting(self, span: Span) -> Iterator[Span]:
+        """``span`` as long as what is within; of an exception it has the kind, never the message."""
         try:
             with self.within(span):
                 yield span
@@ -79,6 +119,12 @@ class Exporting:
             raise
         finally:
             span.end()
+
+
+def _check(metric: Metric, attributes: Mapping[str, str | int]) -> None:
+    """Attributes that the metric does not have are a mistake of the caller."""
+    if set(attributes) != set(metric.attributes):
+        raise ValueError(f"{metric.name} is split by {metric.attributes}.")
 
 
 def start(metrics: Sequence[Metric]) -> Exporting:
