@@ -23,10 +23,25 @@ ROLES = {
         {"name": "DICOM Data Owner", "dataActions": ["read", "write", "delete", "manage"]},
         {"name": "DICOM Data Reader", "dataActions": ["read"], "partitions": ["*"]},
         {"name": "Clinic A", "dataActions": ["read", "write", "delete", "manage"], "partitions": ["a"]},
+        {
+            "name": "Clinic of all others",
+            "dataActions": ["read", "write", "delete", "manage"],
+            "partitions": ["Microsoft.Default"],
+        },
         {"name": "Writer", "dataActions": ["write"]},
     ]
 }
 UID = "1.2.3"
+WHOLE_SERVER = {
+    *("read_change_feed", "read_latest_change", "list_partitions"),
+    *("add_query_tags", "update_query_tag", "delete_query_tag", "list_query_tag_errors"),
+}
+"""Routes that tell of, or change, every partition: they need a role for all."""
+NO_PARTITION = {
+    *("read_operation", "cancel_operation", "list_query_tags", "read_query_tag"),
+    *("read_openapi", "retrieve_capabilities"),
+}
+"""Routes that a role for any partition opens."""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +100,28 @@ def test_routes_that_read_need_read_and_others_more() -> None:
             assert endpoint.access.action is Action.READ, endpoint.name
 
 
+def _allows_default(endpoint: Endpoint) -> bool:
+    """Whether a role for the default partition alone opens a route: paths that name none are of it, unless
+    they tell of all."""
+    return endpoint.access.scope == "any" or (
+        endpoint.access.scope == "partition" and "{partition}" not in endpoint.template
+    )
+
+
+def test_routes_without_a_partition_in_their_path_are_of_three_kinds() -> None:
+    """What a role for some partitions opens: those of the default partition only with it, those of the whole
+    server never, those that tell of no partition's instances always."""
+    kinds: dict[str, set[str]] = {"partition": set(), "all": set(), "any": set()}
+    for endpoint in GUARDED:
+        if "{partition}" not in endpoint.template:
+            kinds[endpoint.access.scope].add(endpoint.name)
+    assert kinds["partition"] == {
+        e.name.removesuffix("_in_partition") for e in GUARDED if "{partition}" in e.template
+    }
+    assert kinds["all"] == WHOLE_SERVER
+    assert kinds["any"] == NO_PARTITION
+
+
 @pytest.mark.parametrize(("endpoint", "method"), EACH)
 def test_every_route_with_every_caller(
     http: httpx.Client, issuer: Issuer, endpoint: Endpoint, method: str
@@ -93,6 +130,7 @@ def test_every_route_with_every_caller(
     passed = {200, 202, 204, 400, 404, 406, 409, 415}
     reader_may = action is Action.READ
     clinic_may = endpoint.access.scope == "any" or "{partition}" in endpoint.template
+    assert clinic_may or endpoint.access.scope == "all" or _allows_default(endpoint)
     expired = int(time.time()) - 600
     for token, partition, expected in (
         ("", "a", {401}),
@@ -102,7 +140,8 @@ def test_every_route_with_every_caller(
         (issuer.token("DICOM Data Reader"), "a", passed if reader_may else {403}),
         (issuer.token("Writer"), "a", passed if action is Action.WRITE else {403}),
         (issuer.token("Clinic A"), "a", passed if clinic_may else {403}),
-        (issuer.token("Clinic A"), "A", {403} if "{partition}" in endpoint.template else passed | {403}),
+        (issuer.token("Clinic A"), "A", passed if endpoint.access.scope == "any" else {403}),
+        (issuer.token("Clinic of all others"), "a", passed if _allows_default(endpoint) else {403}),
         (issuer.token("DICOM Data Owner"), "a", passed),
     ):
         status = send(http, endpoint, method, token, partition)

@@ -207,19 +207,16 @@ def test_the_static_website_of_another_origin_lists_and_shows(
     assert failed == []
 
 
-@pytest.mark.parametrize("where", ["site", "app"])
-def test_nobody_sees_anything_before_signing_in_and_a_reader_the_list(
-    viewer: Server,
-    browser: webdriver.Chrome,
-    site: http.server.ThreadingHTTPServer,
-    files: Path,
-    where: str,
-) -> None:
-    """Authorization code flow with PKCE: on another origin and beside the functions."""
-    origin = f"http://127.0.0.1:{site.server_port}"
-    page = origin if where == "site" else f"{viewer.url}/viewer"
+@pytest.fixture(scope="module")
+def signing_in(
+    viewer: Server, files: Path, site: http.server.ThreadingHTTPServer
+) -> Iterator[tuple[oidc_issuer.Issuer, dict[str, str]]]:
+    """An issuer whose tokens the server wants from now on, and the pages that send people there: on an
+    origin of their own, and beside the functions."""
+    pages = {"site": f"http://127.0.0.1:{site.server_port}", "app": f"{viewer.url}/viewer"}
     scope = f"openid profile {oidc_issuer.AUDIENCE}/Dicom.ReadWrite"
     with oidc_issuer.running() as issuer:
+        issuer.redirects = {f"{page}/callback" for page in pages.values()}
         write_site(files, site.folder, viewer.url, SignIn(issuer.url, oidc_issuer.CLIENT, scope))  # type: ignore[attr-defined]
         viewer.restart(
             DICOM_AUTH_AUTHORITY=issuer.url,
@@ -229,25 +226,48 @@ def test_nobody_sees_anything_before_signing_in_and_a_reader_the_list(
             DEVHOST_VIEWER_CLIENT_ID=oidc_issuer.CLIENT,
             DEVHOST_VIEWER_SCOPE=scope,
         )
-        issuer.redirects = {f"{page}/callback"}
-        requested(browser)
-        browser.get(page)
-        until(browser, lambda: "Nobody is signed in" in text(browser), "the issuer")
-        assert browser.current_url.startswith(f"{issuer.url}/authorize?")
-        assert not any(name in browser.page_source for name in PATIENTS)
+        yield issuer, pages
 
-        issuer.signed_in = ("DICOM Data Reader",)
-        browser.get(page)
-        until(browser, lambda: all(name in text(browser) for name in PATIENTS), "the list of studies")
-        assert browser.current_url.startswith(page)
-        assert "/token" in issuer.requests
-        hosts, failed = requested(browser)
-        assert hosts == {"127.0.0.1"}
-        assert failed == []
 
-        issuer.signed_in = ()  # somebody without a role
-        browser.delete_all_cookies()
-        browser.execute_script("sessionStorage.clear()")
-        browser.get(page)
-        until(browser, lambda: any(f.startswith("403 ") for f in requested(browser)[1]), "a refusal")
-        assert not any(name in text(browser) for name in PATIENTS)
+def sign_out(browser: webdriver.Chrome, issuer: oidc_issuer.Issuer) -> None:
+    """Nobody is signed in, at the issuer and in the page that is open."""
+    issuer.signed_in = None
+    issuer.requests.clear()
+    browser.execute_script("sessionStorage.clear()")
+    browser.delete_all_cookies()
+    requested(browser)
+
+
+@pytest.mark.parametrize("where", ["site", "app"])
+def test_nobody_sees_anything_before_signing_in_and_a_reader_the_list(
+    signing_in: tuple[oidc_issuer.Issuer, dict[str, str]], browser: webdriver.Chrome, where: str
+) -> None:
+    """Authorization code flow with PKCE: on another origin and beside the functions."""
+    issuer, page = signing_in[0], signing_in[1][where]
+    sign_out(browser, issuer)
+    browser.get(page)
+    until(browser, lambda: "Nobody is signed in" in text(browser), "the issuer")
+    assert browser.current_url.startswith(f"{issuer.url}/authorize?")
+    assert not any(name in browser.page_source for name in PATIENTS)
+
+    issuer.signed_in = ("DICOM Data Reader",)
+    browser.get(page)
+    until(browser, lambda: all(name in text(browser) for name in PATIENTS), "the list of studies")
+    assert browser.current_url.startswith(page)
+    assert "/token" in issuer.requests
+    hosts, failed = requested(browser)
+    assert hosts == {"127.0.0.1"}
+    assert failed == []
+
+
+def test_somebody_without_a_role_signs_in_and_sees_nothing(
+    signing_in: tuple[oidc_issuer.Issuer, dict[str, str]], browser: webdriver.Chrome
+) -> None:
+    issuer, pages = signing_in
+    browser.get(f"{pages['app']}/app-config.js")  # a page of that origin, whose sign-in is to be forgotten
+    sign_out(browser, issuer)
+    issuer.signed_in = ()
+    browser.get(pages["app"])
+    until(browser, lambda: any(f.startswith("403 ") for f in requested(browser)[1]), "a refusal")
+    assert not any(name in text(browser) for name in PATIENTS)
+    assert "/token" in issuer.requests
