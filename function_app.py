@@ -25,6 +25,7 @@ from functions import (
     update,
     wado_uri,
     workitem_subscriptions,
+    workitems,
 )
 
 _MODULES = (
@@ -50,6 +51,7 @@ _MODULES = (
     update,
     wado_uri,
     workitem_subscriptions,
+    workitems,
 )
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)

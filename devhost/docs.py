@@ -17,7 +17,15 @@ from pydicom.uid import UID_dictionary
 
 from functions import frames as frames_function
 from functions import http, routes, store
-from shared.dicom import changes, failure_reasons, identifiers, part10, search_terms, transfer_syntaxes
+from shared.dicom import (
+    changes,
+    failure_reasons,
+    identifiers,
+    part10,
+    search_terms,
+    transfer_syntaxes,
+    workitem_requirements,
+)
 from shared.dicom.attributes import Level, Matching, at_level
 from shared.web import query_params
 from shared.web.negotiate import CONVERTIBLE
@@ -89,6 +97,24 @@ def _attributes(level: Level) -> Callable[[], str]:
         return _markdown(("tag", "attribute", "VR", "matching", "returned", "value from"), rows)
 
     return table
+
+
+def _workitem_requirements() -> str:
+    rows = [
+        (
+            f"({row.tags[-1][:4]},{row.tags[-1][4:]})",
+            row.path,
+            row.create,
+            row.update,
+            row.final,
+            row.retrieve,
+            row.match,
+            row.returned,
+        )
+        for row in workitem_requirements.requirements()
+    ]
+    head = ("tag", "attribute", "N-CREATE", "N-SET", "final state", "N-GET", "matching key", "return key")
+    return _markdown(head, rows)
 
 
 def _updatable() -> str:
@@ -179,6 +205,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "conversion-targets": _conversion_targets,
     "limits": _limits,
     "updatable": _updatable,
+    "workitem-requirements": _workitem_requirements,
 }
 TABLES = frozenset(_TABLES) | {f"statuses-{transaction}" for transaction in TRANSACTIONS}
 """Every table the statement must hold."""

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response, StreamingResponse
@@ -70,6 +71,9 @@ _STATUS: dict[type[errors.DicomServerError], tuple[int, str]] = {
     errors.RangeNotSatisfiable: (416, "Range Not Satisfiable"),
     errors.DependencyUnavailable: (503, "Service Unavailable"),
 }
+
+MORE_RESULTS = "There are additional results that can be requested."
+"""The Warning of a page that is not the last (PS3.18 §8.3.4.4)."""
 
 REQUEST_ORIGINAL = "msdicom-request-original"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -205,11 +209,18 @@ def problem(error: errors.DicomServerError) -> Response:
     response = _problem(status, title, str(error))
     if isinstance(error, errors.DependencyUnavailable):
         response.headers["Retry-After"] = str(error.retry_after)
+    if error.warning:
+        response.headers["Warning"] = warning(error.warning)
     if isinstance(error, errors.Unauthenticated):
         response.headers["WWW-Authenticate"] = authorization.challenge(error)
     if isinstance(error, errors.RangeNotSatisfiable):
         response.headers["Content-Range"] = f"bytes */{error.length}"
     return response
+
+
+def warning(sentence: str) -> str:
+    """A Warning header of a sentence (RFC 7234 §5.5; PS3.18 writes 299 for what is persistent)."""
+    return f'299 - "{sentence}"'
 
 
 PROBLEM_JSON = "application/problem+json"
@@ -293,17 +304,22 @@ def wants_original(request: Request) -> bool:
     return given == "true"
 
 
+async def body(request: Request, limit: int) -> bytes:
+    """The body of a request. Raises PayloadTooLarge."""
+    read = bytearray()
+    async for chunk in request.stream():
+        read += chunk
+        if len(read) > limit:
+            raise errors.PayloadTooLarge(f"The body is larger than {limit} bytes.")
+    return bytes(read)
+
+
 async def json_body(request: Request, limit: int) -> bytes:
     """The body of a request that takes JSON. Raises UnsupportedMediaType and PayloadTooLarge."""
     given = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if given != "application/json":
         raise errors.UnsupportedMediaType("The body must be application/json.")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise errors.PayloadTooLarge(f"The body is larger than {limit} bytes.")
-    return bytes(body)
+    return await body(request, limit)
 
 
 def content_length(length: int | None) -> dict[str, str]:
@@ -319,6 +335,13 @@ def service_root(request: Request, partition: str) -> str:
 def base_url(request: Request) -> str:
     """The URL of the server's root as the client sees it, without a trailing slash."""
     return urls.base_url(request.headers, request.url.scheme, _host(request), settings().public_base_url)
+
+
+def next_page(request: Request, cursor: str) -> str:
+    """The URL of this search with its next page; what else the client asked for stays as it is."""
+    kept = [pair for pair in request.query_params.multi_items() if pair[0] not in ("cursor", "offset")]
+    query = urlencode([*kept, ("cursor", cursor)], quote_via=quote)
+    return f"{base_url(request)}{request.url.path}?{query}"
 
 
 def _host(request: Request) -> str:

@@ -38,6 +38,10 @@ BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}
 
 SUBSCRIBER = "subscribers/{subscriber}"
 SUBSCRIBER_EVENTS = "subscribers/{subscriber}/events"
+WORKITEMS = "workitems"
+WORKITEM = "workitems/{workitem}"
+WORKITEM_STATE = "workitems/{workitem}/state"
+WORKITEM_CANCELLATION = "workitems/{workitem}/cancelrequest"
 
 WADO_URI = "wado"
 EXPORT = "export"

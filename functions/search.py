@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote, urlencode
-
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
@@ -85,16 +83,9 @@ async def _search(request: Request, level: str) -> Response:
         response.headers["X-Total-Count"] = str(page.total)
     if page.last is not None:
         position = query_params.cursor(asked, page.last)
-        response.headers["Link"] = f'<{_next_page(request, position)}>; rel="next"'
-        response.headers["Warning"] = '299 - "There are additional results that can be requested."'
+        response.headers["Link"] = f'<{http.next_page(request, position)}>; rel="next"'
+        response.headers["Warning"] = http.warning(http.MORE_RESULTS)
     erroneous = [tag.path for tag in asked.query.query_tags if tag.erroneous]
     if erroneous:
         response.headers["erroneous-dicom-attributes"] = ",".join(erroneous)
     return response
-
-
-def _next_page(request: Request, cursor: str) -> str:
-    """The URL of this search with its next page; what else the client asked for stays as it is."""
-    kept = [pair for pair in request.query_params.multi_items() if pair[0] not in ("cursor", "offset")]
-    query = urlencode([*kept, ("cursor", cursor)], quote_via=quote)
-    return f"{http.base_url(request)}{request.url.path}?{query}"

@@ -25,7 +25,12 @@ import traceback
 
 
 class DicomServerError(Exception):
-    """Base of all errors raised on purpose; ``str(error)`` is the sentence shown to the client."""
+    """Base of all errors raised on purpose; ``str(error)`` is the sentence shown to the client.
+
+    ``warning`` is a sentence of the standard for a Warning header, where it wants one.
+    """
+
+    warning = ""
 
 
 class InvalidRequest(DicomServerError):

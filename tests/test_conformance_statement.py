@@ -32,6 +32,7 @@ from devhost import docs
 from functions import http, query_tags, store
 from shared.dicom import failure_reasons, part10, transcode
 from shared.web.transactions import TRANSACTIONS
+from tests import workitems
 from tests.conftest import Server, StartServer
 from tests.dicom_files import codestream, frame, make_dataset, make_file, multipart, read_multipart, to_file
 from tests.images import GREY_12, made
@@ -278,6 +279,52 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
     ("export", 415): lambda s: s.client.post(
         "/v2/export", content=b"<a/>", headers={"Content-Type": "text/xml"}
     ),
+    ("create_workitem", 201): lambda s: workitems.create(s.client),
+    ("create_workitem", 400): lambda s: s.client.post("/v2/workitems", json={}),
+    ("create_workitem", 409): lambda s: workitems.create(s.client, workitems.created(s.client)),
+    ("create_workitem", 413): lambda s: s.client.post("/v2/workitems", content=b" " * (2**20 + 1)),
+    ("create_workitem", 415): lambda s: s.post(b"x", "/v2/workitems"),
+    ("retrieve_workitem", 200): lambda s: s.client.get(workitems.path(s.client)),
+    ("retrieve_workitem", 304): lambda s: s.client.get(workitems.path(s.client), headers=HELD),
+    ("retrieve_workitem", 400): lambda s: s.client.get("/v2/workitems/not_a_uid"),
+    ("retrieve_workitem", 404): lambda s: s.client.get("/v2/workitems/1.2.3"),
+    ("retrieve_workitem", 406): lambda s: s.client.get(workitems.path(s.client), headers=NO_SUCH_TYPE),
+    ("search_workitems", 200): lambda s: workitems.found(s.client),
+    ("search_workitems", 304): lambda s: workitems.found(s.client, **HELD),
+    ("search_workitems", 204): lambda s: s.client.get("/v2/workitems?PatientID=nobody+at+all"),
+    ("search_workitems", 400): lambda s: s.client.get("/v2/workitems?StudyDate=20260101"),
+    ("search_workitems", 406): lambda s: s.client.get("/v2/workitems", headers=NO_SUCH_TYPE),
+    ("update_workitem", 200): lambda s: s.client.post(workitems.path(s.client), json=workitems.LABEL),
+    ("update_workitem", 400): lambda s: s.client.post(workitems.path(s.client), json={}),
+    ("update_workitem", 404): lambda s: s.client.post("/v2/workitems/1.2.3", json=workitems.LABEL),
+    ("update_workitem", 413): lambda s: s.client.post("/v2/workitems/1.2.3", content=b" " * (2**20 + 1)),
+    ("update_workitem", 415): lambda s: s.post(b"x", "/v2/workitems/1.2.3"),
+    ("change_workitem_state", 200): lambda s: workitems.change(s.client, workitems.created(s.client)),
+    ("change_workitem_state", 400): lambda s: s.client.put("/v2/workitems/1.2.3/state", json={}),
+    ("change_workitem_state", 404): lambda s: workitems.change(s.client, "1.2.3"),
+    ("change_workitem_state", 409): lambda s: workitems.change(
+        s.client, workitems.created(s.client), "COMPLETED"
+    ),
+    ("change_workitem_state", 413): lambda s: s.client.put(
+        "/v2/workitems/1.2.3/state", content=b" " * (2**20 + 1)
+    ),
+    ("change_workitem_state", 415): lambda s: s.client.put(
+        "/v2/workitems/1.2.3/state", content=b"x", headers=DICOM
+    ),
+    ("request_workitem_cancellation", 202): lambda s: s.client.post(
+        f"{workitems.path(s.client)}/cancelrequest"
+    ),
+    ("request_workitem_cancellation", 400): lambda s: s.client.post(
+        "/v2/workitems/1.2.3/cancelrequest", json=[]
+    ),
+    ("request_workitem_cancellation", 404): lambda s: s.client.post("/v2/workitems/1.2.3/cancelrequest"),
+    ("request_workitem_cancellation", 409): lambda s: s.client.post(
+        f"{workitems.path(s.client, 'COMPLETED')}/cancelrequest"
+    ),
+    ("request_workitem_cancellation", 413): lambda s: s.client.post(
+        "/v2/workitems/1.2.3/cancelrequest", content=b" " * (2**20 + 1)
+    ),
+    ("request_workitem_cancellation", 415): lambda s: s.post(b"x", "/v2/workitems/1.2.3/cancelrequest"),
     ("read_subscriber", 200): lambda s: s.client.get("/v2/subscribers/READER"),
     ("read_subscriber", 400): lambda s: s.client.get("/v2/subscribers/A%5CB"),
     ("read_subscriber", 406): lambda s: s.client.get("/v2/subscribers/READER", headers=NO_SUCH_TYPE),
@@ -342,7 +389,7 @@ def test_a_new_server_has_an_empty_feed_and_one_in_azure_serves_nobody(start_ser
 def test_a_wrong_method_or_path_is_404(stored: Stored) -> None:
     assert stored.client.patch(stored.path).status_code == 404
     assert stored.client.get(f"{stored.path}/renderings").status_code == 404
-    assert stored.client.get("/v2/workitems").status_code == 404
+    assert stored.client.delete("/v2/workitems").status_code == 404
 
 
 # --- store -------------------------------------------------------------------------------------------

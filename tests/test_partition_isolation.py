@@ -17,6 +17,7 @@ import httpx
 
 import function_app  # noqa: F401 - registers the functions
 from functions import http
+from tests import workitems
 from tests.audit import audit, clean
 from tests.conftest import StartServer
 from tests.export_target import Target
@@ -172,6 +173,25 @@ def no_such_tag(method: str, path: str = "/00180050") -> Probe:
     return probe
 
 
+def workitem(tenant: Tenant, uids: Uids) -> None:
+    """A workitem of the same UID in every partition, and what is found, changed and claimed of it."""
+    uid, owner = uids.instance, f"1.{tenant.value}"
+    created = tenant.request(
+        "POST", "workitems", json=workitems.new(SOPInstanceUID=uid, PatientID=tenant.marker)
+    )
+    assert created.status_code in (201, 409)
+    for accept in (JSON, "application/dicom+xml"):
+        assert tenant.marker in tenant.get(f"workitems/{uid}", accept).text
+    found = tenant.get("workitems", JSON, params={"SOPInstanceUID": uid, "includefield": "all"}).json()
+    assert [one["00100020"]["Value"] for one in found] == [[tenant.marker]]
+    of_other = random.choice(tenant.others).marker
+    assert tenant.get("workitems", JSON, params={"PatientID": of_other}).status_code == 204
+    state = workitems.data_set(ProcedureStepState="IN PROGRESS", TransactionUID=owner)
+    assert tenant.request("PUT", f"workitems/{uid}/state", json=state).status_code in (200, 409)
+    assert tenant.request("POST", f"workitems/{uid}?{owner}", json=workitems.LABEL).status_code == 200
+    assert tenant.request("POST", f"workitems/{uid}/cancelrequest").status_code == 409
+
+
 READS: dict[str, Probe] = {
     "retrieve_study": retrieve(lambda u: u.study_path),
     "retrieve_series": retrieve(lambda u: u.series_path),
@@ -214,6 +234,12 @@ READS: dict[str, Probe] = {
     "list_query_tag_errors": no_such_tag("GET", "/00180050/errors"),
     "read_subscriber": lambda t, _: t.get("subscribers/READER", "application/json"),
     "read_events": lambda t, _: t.get("subscribers/READER/events", JSON),
+    "create_workitem": workitem,
+    "retrieve_workitem": workitem,
+    "update_workitem": workitem,
+    "change_workitem_state": workitem,
+    "request_workitem_cancellation": workitem,
+    "search_workitems": workitem,
     "check_health": without_instances("health/check"),
 }
 """What reads, by name of its handler; several readers run at once in every partition."""

@@ -55,6 +55,12 @@ PATHS = {
     ("GET", f"studies/{INSTANCE}/thumbnail"): "instance_thumbnail",
     ("GET", f"studies/{INSTANCE}/frames/1,2/thumbnail"): "frames_thumbnail",
     ("GET", f"studies/{INSTANCE}/bulkdata/7FE00010"): "retrieve_bulkdata",
+    ("POST", "workitems"): "create_workitem",
+    ("GET", "workitems"): "search_workitems",
+    ("GET", "workitems/1.2.3"): "retrieve_workitem",
+    ("POST", "workitems/1.2.3"): "update_workitem",
+    ("PUT", "workitems/1.2.3/state"): "change_workitem_state",
+    ("POST", "workitems/1.2.3/cancelrequest"): "request_workitem_cancellation",
     ("GET", "subscribers/READER"): "read_subscriber",
     ("GET", "subscribers/READER/events"): "read_events",
 }

@@ -218,9 +218,11 @@ class Values:
     condition: Condition
 
 
-def values_of(terms: Sequence[Term], partition: Partition) -> Values:
-    """The rows that fulfil all of ``terms``."""
-    rows = [tables.attribute_value.alias(f"value_{number}") for number in range(len(terms))]
+def values_of(
+    terms: Sequence[Term], partition: Partition, table: sa.Table = tables.attribute_value
+) -> Values:
+    """The rows that fulfil all of ``terms``; ``table`` has the columns of ``attribute_value`` that match."""
+    rows = [table.alias(f"value_{number}") for number in range(len(terms))]
     joined: sa.FromClause = rows[0]
     conditions = [rows[0].c.partition_key == partition]
     for number, (term, row) in enumerate(zip(terms, rows, strict=True)):
@@ -248,7 +250,7 @@ def _shared_depth(one: Term, other: Term) -> int:
 def _same_item(row: sa.FromClause, other: sa.FromClause, length: int) -> Condition:
     """Whether both rows are of one owner, and of one item as far as the first ``length`` characters say."""
     owner = ("partition_key", "study_key", "series_key", "level", "owner_key")
-    same = [row.c[name] == other.c[name] for name in owner]
+    same = [row.c[name] == other.c[name] for name in owner if name in row.c]
     item = sa.func.substring(row.c.item, 1, length) == sa.func.substring(other.c.item, 1, length)
     return sa.and_(*same, item)
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from shared.dicom.attributes import Level
 from shared.dicom.identifiers import Resource
-from shared.dicom.search_terms import Equal, Position, SearchQuery, Term
+from shared.dicom.search_terms import Equal, Order, Position, SearchQuery, Term
 from shared.sql import matching, tables
 from shared.sql.matching import Condition, Partition, Values, key_of, level_of, table_of, unindexed
 
@@ -168,7 +168,7 @@ def statement(query: SearchQuery) -> sa.Select[Any]:
     ]
     key = key_of(query.level)
     rows = _with_parents(page.join(key.table, key == page.c.result_key), query.level, set(Level))
-    return sa.select(*columns).select_from(rows).order_by(*_order(query, list(page.c)))
+    return sa.select(*columns).select_from(rows).order_by(*order_by(query.order, list(page.c)))
 
 
 def patient_statement(query: SearchQuery) -> sa.Select[Any]:
@@ -189,7 +189,7 @@ def patient_statement(query: SearchQuery) -> sa.Select[Any]:
         of_studies(sa.func.sum(study.c.number_of_instances)).label("number_of_instances"),
     ]
     rows = page.join(patient, patient.c.patient_key == page.c.result_key)
-    return sa.select(*columns).select_from(rows).order_by(*_order(query, list(page.c)))
+    return sa.select(*columns).select_from(rows).order_by(*order_by(query.order, list(page.c)))
 
 
 def _with_parents(rows: sa.FromClause, level: Level, wanted: set[Level]) -> sa.FromClause:
@@ -209,13 +209,13 @@ def _page(query: SearchQuery) -> sa.Select[Any]:
     keys = _keys(query)
     columns = list(keys.selected_columns)
     if query.after is not None:
-        keys = keys.where(_is_after(query, columns, query.after))
+        keys = keys.where(is_after(query.order, columns, query.after))
     few = {term.attribute for term in _plan(query).drivers if matching.selectivity(term) < matching.WIDE}
     for number, order in enumerate(query.order, 1):
         if few and order.attribute not in few:
             # Few rows are found and then sorted: SQLite would rather read all in the order of the page.
             columns[number] = unindexed(columns[number].element, type_=columns[number].type)
-    return keys.order_by(*_order(query, columns)).limit(query.limit).offset(query.offset)
+    return keys.order_by(*order_by(query.order, columns)).limit(query.limit).offset(query.offset)
 
 
 def matching_instances(resource: Resource, terms: Sequence[Term]) -> tuple[sa.FromClause, list[Condition]]:
@@ -227,7 +227,7 @@ def matching_instances(resource: Resource, terms: Sequence[Term]) -> tuple[sa.Fr
 
 def _conditions(query: SearchQuery, plan: _Plan) -> tuple[list[Condition], Values | None]:
     """What rows must fulfil, and the rows of ``attribute_value`` that lead to them where the plan says so."""
-    partition = _partition_key(query.resource.partition)
+    partition = partition_key_of(query.resource.partition)
     conditions = [table_of(level).c.partition_key == partition for level in sorted(plan.anchors)]
     for uid, column in (
         (query.resource.study, tables.study.c.study_instance_uid),
@@ -324,7 +324,8 @@ def _is_here(term: Term, query: SearchQuery) -> bool:
     )
 
 
-def _partition_key(name: str) -> Partition:
+def partition_key_of(name: str) -> Partition:
+    """The key of the partition of that name, as a subquery."""
     partition = tables.partition
     return sa.select(partition.c.partition_key).where(partition.c.partition_name == name).scalar_subquery()
 
@@ -339,23 +340,25 @@ def _sort_columns(query: SearchQuery) -> list[sa.ColumnElement[Any]]:
     ]
 
 
-def _directions(query: SearchQuery) -> list[bool]:
+def _directions(order: Sequence[Order]) -> list[bool]:
     """Which sort keys descend; the last is the row's key, which makes the order complete."""
-    directions = [order.descending for order in query.order]
+    directions = [one.descending for one in order]
     return [*directions, directions[-1] if directions else True]
 
 
-def _order(query: SearchQuery, columns: Sequence[sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
+def order_by(order: Sequence[Order], columns: Sequence[sa.ColumnElement[Any]]) -> list[sa.ColumnElement[Any]]:
     """The ORDER BY of ``columns``, the first of which is the key; NULL is the least on both engines."""
-    key, *values = columns[: len(query.order) + 1]
-    pairs = zip([*values, key], _directions(query), strict=True)
+    key, *values = columns[: len(order) + 1]
+    pairs = zip([*values, key], _directions(order), strict=True)
     return [column.desc() if descends else column.asc() for column, descends in pairs]
 
 
-def _is_after(query: SearchQuery, columns: Sequence[sa.ColumnElement[Any]], position: Position) -> Condition:
+def is_after(
+    order: Sequence[Order], columns: Sequence[sa.ColumnElement[Any]], position: Position
+) -> Condition:
     """Whether a row comes after ``position`` in the order of the results."""
     key, *values = [column.element if isinstance(column, sa.Label) else column for column in columns]
-    *directions, key_descends = _directions(query)
+    *directions, key_descends = _directions(order)
     condition: Condition = sa.false()
     same: list[Condition] = []
     for column, value, descends in zip(values, position.values, directions, strict=True):

@@ -345,6 +345,38 @@ query_tag_error = Table(
 """An instance whose values a tag does not have, and why."""
 
 
+workitem = Table(
+    "workitem",
+    metadata,
+    Column("workitem_key", key(), primary_key=True, autoincrement=True),
+    Column("partition_key", key(), ForeignKey("partition.partition_key"), nullable=False),
+    Column("workitem_uid", code(64), nullable=False),
+    Column("state", code(16), nullable=False),
+    Column("transaction_uid", code(64), nullable=False),
+    Column("changed", code(32), nullable=False),
+    Column("data_set", json_text(), nullable=False),
+    UniqueConstraint("partition_key", "workitem_uid"),
+    Index("ix_workitem_partition_key", "partition_key", "workitem_key"),
+    Index("ix_workitem_state", "state", "changed"),
+)
+"""Workitems (PS3.4 Annex CC). The Transaction UID of who has claimed one is no part of its data set."""
+
+workitem_value = Table(
+    "workitem_value",
+    metadata,
+    Column("value_key", key(), primary_key=True, autoincrement=True),
+    Column("partition_key", key(), nullable=False),
+    Column("owner_key", key(), nullable=False),
+    Column("attribute", code(64), nullable=False),
+    Column("item", code(32), nullable=False),
+    Column("text", shadow(324), nullable=False),
+    Column("words", shadow(332), nullable=True),
+    Column("utc", code(32), nullable=True),
+    Index("ix_workitem_value_text", "partition_key", "attribute", "text", "owner_key"),
+    Index("ix_workitem_value_owner", "partition_key", "owner_key", "attribute"),
+)
+"""What of workitems is matched, one row a value; see ``attribute_value``."""
+
 workitem_subscription = Table(
     "workitem_subscription",
     metadata,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from shared.dicom import workitem_attributes
 from shared.dicom.attributes import Attribute, Level, by_path
 from shared.dicom.changes import MOST_STUDIES
 from shared.dicom.identifiers import DEFAULT_PARTITION
@@ -43,6 +44,7 @@ _PATH_PARAMETERS: dict[str, tuple[Json, str]] = {
         "Keyword or tag of an attribute, inside sequences preceded by theirs.",
     ),
     "operation": ({"type": "string", "pattern": "^[0-9a-f]{32}$"}, "Id of a long-running operation."),
+    "workitem": (_UID, "SOP Instance UID (0008,0018) of a workitem."),
     "subscriber": (
         {"type": "string", "minLength": 1, "maxLength": 16},
         "AE title of a subscriber of workitems.",
@@ -429,6 +431,13 @@ def _parameters(route: Route) -> list[Json]:
             attributes = [a for a in by_path().values() if is_known(a, level)]
             options = [_parameter(name, "query", *of) for name, of in _SEARCH_OPTIONS.items()]
             return options + [_parameter_reference(a.keyword) for a in attributes]
+        case "search_workitems":
+            options = [_parameter(name, "query", *of) for name, of in _SEARCH_OPTIONS.items()]
+            return options + [_attribute_parameter(a) for a in workitem_attributes.by_path().values()]
+        case "create_workitem":
+            return [_parameter("workitem", "query", _UID, "Its UID, where the data set does not have it.")]
+        case "update_workitem":
+            return [_parameter("transaction-uid", "query", _UID, "Transaction UID of its owner.")]
         case "metadata":
             return [_parameter(name, "query", *of) for name, of in _METADATA_OPTIONS.items()]
         case "rendered":

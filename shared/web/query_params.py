@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from shared.dicom import normalise
+from shared.dicom import normalise, workitem_attributes
 from shared.dicom.attributes import Attribute, Level, Matching, by_path, by_tag
 from shared.dicom.identifiers import Resource
 from shared.dicom.projection import Projection
@@ -25,6 +25,7 @@ from shared.dicom.search_terms import (
     sortable,
     tag_of,
 )
+from shared.dicom.workitem_query import WorkitemQuery
 from shared.errors import InvalidRequest
 
 DEFAULT_LIMIT = 100
@@ -47,6 +48,15 @@ class SearchRequest:
     """
 
     query: SearchQuery
+    count: bool
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class WorkitemRequest:
+    """The same for a search for workitems."""
+
+    query: WorkitemQuery
     count: bool
     fingerprint: str
 
@@ -74,6 +84,59 @@ def search_request(
     Raises InvalidRequest that names a parameter which is unknown, malformed, given twice or not
     searchable at ``level``.
     """
+    options, values, fields = _sorted_out(parameters)
+    fuzzy = _boolean("fuzzymatching", options.get("fuzzymatching", "false"))
+    zone = _time_zone(values.pop(_TIME_ZONE, ""))
+    tags = query_tags or TagSet()
+    extra = {path: _queried(tag) for path in values if (tag := tags.find(path)) is not None}
+    attributes = {path: searchable(path, level, extra) for path in values}
+    terms = [parse_term(attributes[path], value, fuzzy, zone) for path, value in values.items()]
+    returned = tuple(tag for tag in tags.tags if tag.level <= level and _returns(tag, values, fields))
+    query = SearchQuery(
+        level=level,
+        resource=resource,
+        terms=tuple(term for term in terms if term is not None),
+        requested=_requested(attributes, fields, returned),
+        include_all=any(field.lower() == "all" for field in fields),
+        query_tags=returned,
+        limit=_integer("limit", options.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT),
+        offset=_integer("offset", options.get("offset", "0"), 0, MAX_OFFSET),
+        order=_order(options.get("orderby", ""), lambda path: sortable(path, level)),
+    )
+    fingerprint = _fingerprint(query.level, query.resource, query.terms, query.order)
+    query = replace(query, after=_after(options, fingerprint, query.order))
+    return SearchRequest(query, _boolean("count", options.get("count", "false")), fingerprint)
+
+
+def workitem_request(partition: str, parameters: Iterable[tuple[str, str]]) -> WorkitemRequest:
+    """The search for workitems that ``parameters``, decoded and in their order, ask for (PS3.18 §11.8).
+
+    Raises InvalidRequest that names a parameter which is unknown, malformed, given twice or not searchable.
+    """
+    options, values, fields = _sorted_out(parameters)
+    fuzzy = _boolean("fuzzymatching", options.get("fuzzymatching", "false"))
+    zone = _time_zone(values.pop(_TIME_ZONE, ""))
+    attributes = {path: workitem_attributes.searchable(path) for path in values}
+    terms = [parse_term(attributes[path], value, fuzzy, zone) for path, value in values.items()]
+    named = {_field(field) for field in fields if field.lower() != "all"}
+    query = WorkitemQuery(
+        partition=partition,
+        terms=tuple(term for term in terms if term is not None),
+        requested=frozenset(named | {attribute.tag for attribute in attributes.values()}),
+        include_all=any(field.lower() == "all" for field in fields),
+        limit=_integer("limit", options.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT),
+        offset=_integer("offset", options.get("offset", "0"), 0, MAX_OFFSET),
+        order=_order(options.get("orderby", ""), workitem_attributes.sortable),
+    )
+    fingerprint = _fingerprint("workitems", partition, query.terms, query.order)
+    query = replace(query, after=_after(options, fingerprint, query.order))
+    return WorkitemRequest(query, _boolean("count", options.get("count", "false")), fingerprint)
+
+
+def _sorted_out(
+    parameters: Iterable[tuple[str, str]],
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Options, values by the path of the attribute they match, and what ``includefield`` names."""
     options: dict[str, str] = {}
     values: dict[str, str] = {}
     included: list[str] = []
@@ -85,35 +148,19 @@ def search_request(
         if key in known:
             raise InvalidRequest(f"The query parameter {_shown(name)} is given twice.")
         known[key] = value
-
-    fuzzy = _boolean("fuzzymatching", options.get("fuzzymatching", "false"))
-    zone = _time_zone(values.pop(_TIME_ZONE, ""))
-    tags = query_tags or TagSet()
-    extra = {path: _queried(tag) for path in values if (tag := tags.find(path)) is not None}
-    attributes = {path: searchable(path, level, extra) for path in values}
-    terms = [parse_term(attributes[path], value, fuzzy, zone) for path, value in values.items()]
-    fields = [field.strip() for field in included if field.strip()]
-    returned = tuple(tag for tag in tags.tags if tag.level <= level and _returns(tag, values, fields))
-    query = SearchQuery(
-        level=level,
-        resource=resource,
-        terms=tuple(term for term in terms if term is not None),
-        requested=_requested(attributes, fields, returned),
-        include_all=any(field.lower() == "all" for field in fields),
-        query_tags=returned,
-        limit=_integer("limit", options.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT),
-        offset=_integer("offset", options.get("offset", "0"), 0, MAX_OFFSET),
-        order=_order(options.get("orderby", ""), level),
-    )
-    fingerprint = _fingerprint(query)
-    if "cursor" in options:
-        if query.offset:
-            raise InvalidRequest("cursor and offset exclude each other.")
-        query = replace(query, after=_position(options["cursor"], fingerprint, query))
-    return SearchRequest(query, _boolean("count", options.get("count", "false")), fingerprint)
+    return options, values, [field.strip() for field in included if field.strip()]
 
 
-def _order(value: str, level: Level) -> tuple[Order, ...]:
+def _after(options: Mapping[str, str], fingerprint: str, order: tuple[Order, ...]) -> Position | None:
+    """Where the page begins that ``cursor`` asks for."""
+    if "cursor" not in options:
+        return None
+    if options.get("offset", "0").strip("0"):
+        raise InvalidRequest("cursor and offset exclude each other.")
+    return _position(options["cursor"], fingerprint, order)
+
+
+def _order(value: str, sortable: Callable[[str], Attribute]) -> tuple[Order, ...]:
     """What ``orderby`` names: attributes, each after ``+`` (which may have arrived as a space) or ``-``."""
     orders = []
     for name in value.split(",") if value.strip() else ():
@@ -121,33 +168,32 @@ def _order(value: str, level: Level) -> tuple[Order, ...]:
         path = path_of(bare) if len(name.strip()) - len(bare) <= 1 else None
         if path is None:
             raise InvalidRequest(f"orderby does not know the attribute {_shown(name.strip())}.")
-        orders.append(Order(sortable(path, level), name.strip().startswith("-")))
+        orders.append(Order(sortable(path), name.strip().startswith("-")))
     if len(orders) > MAX_ORDER or len({order.attribute for order in orders}) < len(orders):
         raise InvalidRequest(f"orderby takes up to {MAX_ORDER} attributes, each once.")
     return tuple(orders)
 
 
-def _fingerprint(query: SearchQuery) -> str:
+def _fingerprint(*searched: object) -> str:
     """The same for searches whose results are the same, in the same order."""
-    searched = (query.level, query.resource, query.terms, query.order)
     return sha256(repr(searched).encode()).hexdigest()[:16]
 
 
-def cursor(request: SearchRequest, position: Position) -> str:
+def cursor(request: SearchRequest | WorkitemRequest, position: Position) -> str:
     """The text that stands for ``position`` in the results of this search, whatever is stored meanwhile."""
     text = json.dumps([request.fingerprint, position.key, *position.values], ensure_ascii=False)
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _position(text: str, fingerprint: str, query: SearchQuery) -> Position:
+def _position(text: str, fingerprint: str, order: tuple[Order, ...]) -> Position:
     """The position that a cursor stands for. Raises InvalidRequest unless it was made for this search."""
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         made_for, key, *values = json.loads(data)
     except (ValueError, TypeError):
         made_for, key, values = "", 0, []
-    texts = (order.attribute.matching is not Matching.NUMBER for order in query.order)
-    fits = len(values) == len(query.order) and all(
+    texts = (one.attribute.matching is not Matching.NUMBER for one in order)
+    fits = len(values) == len(order) and all(
         value is None or type(value) is (str if is_text else int)
         for value, is_text in zip(values, texts, strict=True)
     )

@@ -20,6 +20,11 @@ _ABSENT = "the study, series or instance does not exist"
 _ACCEPT = "Accept allows nothing that can be sent"
 _BUG = "a defect of the server; the body names an incident of its log"
 _UNAVAILABLE = "Blob Storage or SQL does not answer; Retry-After says when to try again"
+_NO_WORKITEM = "the workitem does not exist"
+_LARGE_WORKITEM = "the body is larger than 1 MiB"
+_NO_DATA_SET = "the body is neither application/dicom+json nor application/dicom+xml"
+_NO_SQL = "SQL does not answer; Retry-After says when to try again"
+_DATA_SETS = ("application/dicom+json", "application/json", "application/dicom+xml")
 
 
 @dataclass(frozen=True)
@@ -415,6 +420,118 @@ TRANSACTIONS = {
         consumes=("application/json",),
         schema="OperationReference",
         answered=frozenset({202}),
+    ),
+    "create_workitem": Transaction(
+        "Create Workitem",
+        "UPS-RS, PS3.18 §11.4",
+        {
+            201: "the workitem is created; Location is its URL, Warning says whether the server changed it",
+            400: "the body is malformed, lacks an attribute or holds one that it must not, or a UID or the "
+            "partition is malformed",
+            403: _UNSAFE,
+            409: "there is a workitem of this UID",
+            413: _LARGE_WORKITEM,
+            415: _NO_DATA_SET,
+            500: _BUG,
+            503: _NO_SQL,
+        },
+        consumes=_DATA_SETS,
+        request="DicomObject",
+        answered=frozenset(),
+        empty=frozenset({201}),
+    ),
+    "retrieve_workitem": Transaction(
+        "Retrieve Workitem",
+        "UPS-RS, PS3.18 §11.5",
+        {
+            200: "the workitem, without its Transaction UID",
+            304: f"as JSON: {_UNCHANGED}",
+            400: _MALFORMED,
+            403: _UNSAFE,
+            404: _NO_WORKITEM,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _NO_SQL,
+        },
+        produces=(*_DATA_SETS, 'multipart/related; type="application/dicom+xml"'),
+        schema="DicomObject",
+    ),
+    "search_workitems": Transaction(
+        "Search for Workitems",
+        "UPS-RS, PS3.18 §11.9",
+        {
+            200: "a page of workitems",
+            204: "nothing matches",
+            304: f"as JSON: {_UNCHANGED}",
+            400: "a parameter is unknown, malformed, given twice or not searchable",
+            403: _UNSAFE,
+            406: _ACCEPT,
+            500: _BUG,
+            503: _NO_SQL,
+        },
+        produces=(
+            "application/dicom+json",
+            "application/json",
+            'multipart/related; type="application/dicom+xml"',
+        ),
+        schema="DicomArray",
+    ),
+    "update_workitem": Transaction(
+        "Update Workitem",
+        "UPS-RS, PS3.18 §11.6",
+        {
+            200: "the workitem is updated",
+            400: "the body is malformed or changes what it must not; the Transaction UID is not that of the "
+            "workitem, or it is COMPLETED or CANCELED: Warning says which",
+            403: _UNSAFE,
+            404: _NO_WORKITEM,
+            413: _LARGE_WORKITEM,
+            415: _NO_DATA_SET,
+            500: _BUG,
+            503: _NO_SQL,
+        },
+        consumes=_DATA_SETS,
+        request="DicomObject",
+        answered=frozenset(),
+        empty=frozenset({200}),
+    ),
+    "change_workitem_state": Transaction(
+        "Change Workitem State",
+        "UPS-RS, PS3.18 §11.7",
+        {
+            200: "the workitem is in the state; Warning says whether it was so before",
+            400: "the body is malformed, or the Transaction UID is missing or incorrect: Warning says which",
+            403: _UNSAFE,
+            404: _NO_WORKITEM,
+            409: "the state does not allow the change, or an attribute lacks the value a final state needs",
+            413: _LARGE_WORKITEM,
+            415: _NO_DATA_SET,
+            500: _BUG,
+            503: _NO_SQL,
+        },
+        consumes=_DATA_SETS,
+        request="DicomObject",
+        answered=frozenset(),
+        empty=frozenset({200}),
+    ),
+    "request_workitem_cancellation": Transaction(
+        "Request Cancellation",
+        "UPS-RS, PS3.18 §11.8",
+        {
+            202: "the workitem is canceled, was so before (Warning says so), or its subscribers are told",
+            400: "the body, the UID or the partition is malformed",
+            403: _UNSAFE,
+            404: _NO_WORKITEM,
+            409: "the workitem is COMPLETED, or it is IN PROGRESS and has no subscriber who would hear of it",
+            413: _LARGE_WORKITEM,
+            415: _NO_DATA_SET,
+            500: _BUG,
+            503: _NO_SQL,
+        },
+        consumes=_DATA_SETS,
+        request="DicomObject",
+        answered=frozenset(),
+        empty=frozenset({202}),
     ),
     "read_subscriber": Transaction(
         "Open Notification Connection",
