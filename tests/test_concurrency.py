@@ -31,6 +31,7 @@ from shared.sql import change_feed as feed
 from shared.sql import engine
 from shared.sql.engine import Database
 from tests.audit import (
+    _MISCOUNTED,
     HTTP,
     Found,
     assert_whole,
@@ -232,6 +233,32 @@ def patiently(request: Callable[[], httpx.Response]) -> int:
         assert response.headers["Retry-After"]
         time.sleep(0.05)
     raise AssertionError(response.text)
+
+
+def test_two_hosts_that_write_at_once_keep_the_feed_whole_and_the_counts_exact(
+    busy: Server, janitor: Server
+) -> None:
+    study = generate_uid()
+    series = [generate_uid(), generate_uid()]
+    files = [make_file(study, series[number % 2]) for number in range(16)]
+    follower = Follower(busy)
+    hosts = (busy, janitor)
+    with ThreadPoolExecutor(8) as pool:
+        stored = pool.map(lambda n: patiently(lambda: send(hosts[n // 2 % 2], files[n])), range(len(files)))
+        assert list(stored) == [200] * len(files)
+        gone = files[:6]
+        urls = [f"{hosts[n % 2].v2}{path_of(key_of(file))}" for n, file in enumerate(gone)]
+        deleted = pool.map(lambda url: patiently(lambda: HTTP.delete(url)), urls)
+        assert list(deleted) == [204] * len(gone)
+    entries = [e for e in follower.finish() if e["StudyInstanceUid"] == study]
+    assert Counter(e["Action"] for e in entries) == {"create": len(files), "delete": len(gone)}
+    assert query(busy, _MISCOUNTED) == []
+    (counts,) = query(
+        busy,
+        "SELECT number_of_series, number_of_instances FROM study WHERE study_instance_uid = ?",
+        study,
+    )
+    assert counts == (2, len(files) - len(gone))
 
 
 # --- one more worker, in this process, where races can be staged -------------------------------------

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import sqlglot
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.operations import Operations
@@ -28,7 +31,7 @@ from shared.sql.engine import Database
 from tests.conftest import NewSqlUrl
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTS = 6
+STARTS = 4
 
 
 @pytest.fixture
@@ -111,8 +114,25 @@ print("started")
 """
 
 
-def test_processes_that_start_at_once_migrate_once(new_sql_url: NewSqlUrl) -> None:
+def upgrade_to(url: str, revision: str) -> None:
+    """Leave a database as a former version of the code would."""
+    with closing(Database(url, threads=1)) as former, former.engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        connection.commit()
+
+
+def one_behind() -> str:
+    return f"{int(migrations.HEAD) - 1:04d}"
+
+
+@pytest.mark.parametrize("former", ["", one_behind()])
+def test_processes_that_start_at_once_migrate_once(new_sql_url: NewSqlUrl, former: str) -> None:
     url = new_sql_url("dicom")
+    if former:
+        upgrade_to(url, former)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", START, url],
@@ -131,6 +151,47 @@ def test_processes_that_start_at_once_migrate_once(new_sql_url: NewSqlUrl) -> No
     assert [process.returncode for process in processes] == [0] * STARTS
     assert all("started" in text for text in said)
     assert sum("upgraded" in text for text in said) == 1
+
+
+KILLED = """
+import os, signal, sys
+import sqlalchemy as sa
+from shared.sql import migrations
+from shared.sql.engine import Database
+
+created = []
+
+def count(connection, cursor, statement, *rest):
+    if statement.lstrip().startswith("CREATE"):
+        created.append(statement)
+        if len(created) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+database = Database(sys.argv[1])
+sa.event.listen(database.engine, "after_cursor_execute", count)
+migrations.migrate(database)
+"""
+
+
+@pytest.mark.parametrize("former", ["", one_behind()])
+def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_it_to_the_next(
+    database: Database, former: str
+) -> None:
+    """Table definitions are part of the transaction, on SQL Server as on SQLite."""
+    url = database.url.render_as_string(hide_password=False)
+    if former:
+        upgrade_to(url, former)
+    with database.engine.connect() as connection:
+        before = sorted(sa.inspect(connection).get_table_names())
+    killed = subprocess.run([sys.executable, "-c", KILLED, url], cwd=ROOT, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    with database.engine.connect() as connection:
+        assert sorted(sa.inspect(connection).get_table_names()) == before
+    migrations.migrate(database)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+        assert revision(connection) == migrations.HEAD
 
 
 # --- SQL Server --------------------------------------------------------------------------------------
