@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from pydicom.uid import generate_uid
 
 from shared.telemetry import METRICS
+from shared.telemetry.export import SERVICE, TRIGGER
 from tests.conftest import Server, StartServer
 from tests.dicom_files import make_dataset, multipart, to_file
 from tests.operations_harness import wait_for_end
@@ -134,6 +136,12 @@ def eventually(holds: Callable[[], bool]) -> None:
     assert holds()
 
 
+def trigger(envelope: dict[str, Any]) -> str | None:
+    """What started the function that an envelope of Azure Monitor tells of."""
+    found: str | None = envelope["data"]["baseData"].get("properties", {}).get(TRIGGER)
+    return found
+
+
 def value(metric: Any) -> float:
     return sum(point.as_int or point.as_double for point in metric.sum.data_points)
 
@@ -231,7 +239,9 @@ def test_operations_stay_in_the_trace_that_began_them_and_tell_of_no_patient(
     eventually(lambda: {"dicom.queue.messages", "dicom.cleanup.waiting"} <= set(collector.metrics()))
     depths = collector.metrics()["dicom.queue.messages"].gauge.data_points
     assert {"operations", "operations-poison"} <= {p.attributes[0].value.string_value for p in depths}
-    assert any(s.name == "observe_backlog" for s in collector.spans())
+    eventually(lambda: any(s.name == "observe_backlog" for s in collector.spans()))
+    eventually(lambda: "timer" in {t for t in map(trigger, monitor.envelopes()) if t})
+    assert {e["tags"]["ai.cloud.role"] for e in monitor.envelopes()} == {SERVICE}
     posted = b"\n".join(body for _, body in [*collector.posted, *monitor.posted]).lower()
     assert [secret for secret in NEVER if secret in posted or secret in measured.log.lower().encode()] == []
 
@@ -259,3 +269,32 @@ def test_every_metric_is_explained_to_operators() -> None:
     for metric in METRICS:
         attributes = ", ".join(f"`{name}`" for name in metric.attributes)
         assert f"| `{metric.name}` | {metric.unit} | {attributes} | {metric.description} |" in text
+
+
+def queries() -> list[str]:
+    """What the workbook and the alerts ask Application Insights."""
+    modules = ROOT / "infra" / "modules"
+    workbook = json.loads((modules / "workbook.json").read_text())
+    asked = [item["content"]["query"] for item in workbook["items"] if "query" in item["content"]]
+    return asked + re.findall(r"query: '([^']+)'", (modules / "alerts.bicep").read_text())
+
+
+def test_the_workbook_and_the_alerts_ask_for_what_there_is() -> None:
+    metrics = {metric.name: metric for metric in METRICS}
+    asked = queries()
+    named = {name for query in asked for name in re.findall(r"dicom\.[a-z.]+", query)}
+    assert named == set(metrics), "each metric is in the workbook"
+    for query in asked:
+        of_query = [metrics[name] for name in re.findall(r"dicom\.[a-z.]+", query)]
+        attributes = {name for metric in of_query for name in metric.attributes}
+        assert set(re.findall(r"customDimensions\.(\w+)", query)) <= attributes, query
+        assert set(re.findall(r"cloud_RoleName == '([^']+)'", query)) <= {SERVICE}
+        assert set(re.findall(r"customDimensions\[.([\w.]+).\]", query)) <= {TRIGGER}
+        table = re.match(r"\w+", query)
+        assert table
+        assert table[0] in ("customMetrics", "requests", "dependencies", "traces", "union")
+    (sentence,) = {text for query in asked for text in re.findall(r'message has "([^"]+)"', query)}
+    assert sentence in (ROOT / "shared" / "services" / "operations.py").read_text()
+    event = json.dumps({"transaction": "", "outcome": "denied"})
+    kept = {text for query in asked for text in re.findall(r"message has '([^']+)'", query)}
+    assert all(text in event for text in kept)

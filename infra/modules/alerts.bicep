@@ -1,4 +1,4 @@
-// Alerts: the server fails, and the database is nearly full or overloaded.
+// Alerts: the server fails, work was given up or does not keep up, and the database is nearly full.
 @description('Azure region of the log alerts.')
 param location string
 @description('Tags.')
@@ -27,32 +27,53 @@ resource receivers 'Microsoft.Insights/actionGroups@2023-01-01' = {
   }
 }
 
-resource failures 'Microsoft.Insights/metricAlerts@2018-03-01' = {
+resource failures 'Microsoft.Insights/scheduledQueryRules@2023-03-15-preview' = {
   name: 'dicom-failed-requests'
-  location: 'global'
+  location: location
   tags: tags
   properties: {
-    description: 'Requests fail: a dependency is away, or there is a bug.'
+    description: 'Requests, or functions of queues, blobs and timers, fail: a dependency is away, or there is a bug.'
     severity: 1
     enabled: true
     scopes: [insightsId]
     evaluationFrequency: 'PT5M'
     windowSize: 'PT15M'
     criteria: {
-      'odata.type': 'Microsoft.Azure.Monitor.SingleResourceMultipleMetricCriteria'
       allOf: [
         {
-          name: 'failed'
-          criterionType: 'StaticThresholdCriterion'
-          metricNamespace: 'microsoft.insights/components'
-          metricName: 'requests/failed'
+          query: 'requests | where toint(resultCode) >= 500 or (isnotempty(customDimensions["trigger"]) and success == false)'
+          timeAggregation: 'Count'
           operator: 'GreaterThan'
           threshold: 10
-          timeAggregation: 'Count'
         }
       ]
     }
-    actions: [{ actionGroupId: receivers.id }]
+    actions: { actionGroups: [receivers.id] }
+  }
+}
+
+resource cleanup 'Microsoft.Insights/scheduledQueryRules@2023-03-15-preview' = {
+  name: 'dicom-cleanup-behind'
+  location: location
+  tags: tags
+  properties: {
+    description: 'Bytes of many deleted instances have waited for an hour to go.'
+    severity: 2
+    enabled: true
+    scopes: [insightsId]
+    evaluationFrequency: 'PT30M'
+    windowSize: 'PT1H'
+    criteria: {
+      allOf: [
+        {
+          query: 'customMetrics | where name == "dicom.cleanup.waiting" | summarize least = min(valueMin) | where least > 10000'
+          timeAggregation: 'Count'
+          operator: 'GreaterThan'
+          threshold: 0
+        }
+      ]
+    }
+    actions: { actionGroups: [receivers.id] }
   }
 }
 
@@ -99,7 +120,7 @@ resource poison 'Microsoft.Insights/scheduledQueryRules@2023-03-15-preview' = {
     criteria: {
       allOf: [
         {
-          query: 'traces | where message has "was poisonous" or message has "MessageAddedToPoisonQueue"'
+          query: 'union (traces | where message has "was poisonous"), (customMetrics | where name == "dicom.queue.messages" and customDimensions.queue endswith "-poison" and valueMax > 0)'
           timeAggregation: 'Count'
           operator: 'GreaterThan'
           threshold: 0

@@ -32,6 +32,20 @@ resource insights 'Microsoft.Insights/components@2020-02-02' = {
   }
 }
 
+resource workbook 'Microsoft.Insights/workbooks@2023-06-01' = {
+  name: guid(resourceGroup().id, 'dicom-workbook')
+  location: location
+  tags: tags
+  kind: 'shared'
+  properties: {
+    displayName: 'DICOM server'
+    category: 'workbook'
+    sourceId: insights.id
+    serializedData: loadTextContent('workbook.json')
+    version: '1.0'
+  }
+}
+
 output insightsName string = insights.name
 output insightsId string = insights.id
 output connectionString string = insights.properties.ConnectionString

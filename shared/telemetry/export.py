@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SERVICE = "dicom-server"
 """Name of the service; Application Insights shows it as the role of the cloud."""
 
+TRIGGER = "trigger"
+"""The attribute of spans of functions that no request started; the workbook tells them apart by it."""
+
 _SHOWN_SECONDS = 180
 """How long a gauge shows what was observed: the timers that observe run on one instance, then on another."""
 
@@ -99,7 +102,7 @@ class Exporting:
             name,
             context=_propagator.extract({"traceparent": traceparent}),
             kind=SpanKind.CONSUMER,
-            attributes={"faas.trigger": trigger},
+            attributes={TRIGGER: trigger},
         )
         return self._lasting(span)
 
