@@ -25,9 +25,11 @@ from shared import container
 from shared.dicom.identifiers import DEFAULT_PARTITION, Resource
 from shared.dicom.render import Options
 from shared.dicom.report import Links
-from shared.services import change_feed, delete, frame_cache, rendered, retrieve, store
+from shared.services import change_feed, delete, frame_cache, rendered, retrieve, store, workitems
 from shared.settings import settings
+from shared.web.query_params import workitem_request
 from tests import reports, slides
+from tests import workitems as made
 from tests.audit import path_of
 from tests.dicom_files import make_file, to_file
 from tests.images import compressed
@@ -358,3 +360,25 @@ def _wado(outcome: store.Outcome, **parameters: str) -> str:
     assert key is not None
     uids = {"studyUID": key.study, "seriesUID": key.series, "objectUID": key.instance}
     return urlencode({"requestType": "WADO", **uids, **parameters})
+
+
+async def test_a_transaction_of_a_workitem_costs_one_of_sql_and_a_search_one_statement(
+    counted: Counter,
+) -> None:
+    uid, owner = str(generate_uid()), made.OWNER
+    claim = made.data_set(ProcedureStepState="IN PROGRESS", TransactionUID=owner)
+    with counted() as create:
+        await workitems.create(DEFAULT_PARTITION, uid, made.new())
+    with counted() as read:
+        await workitems.retrieve(DEFAULT_PARTITION, uid)
+    with counted() as state:
+        await workitems.change_state(DEFAULT_PARTITION, uid, claim)
+    with counted() as update:
+        await workitems.update(DEFAULT_PARTITION, uid, owner, made.LABEL)
+    asked = workitem_request(DEFAULT_PARTITION, [("PatientID", "P1"), ("orderby", "-ProcedureStepState")])
+    with counted() as search:
+        page = await workitems.search(asked.query)
+    assert [one["00080018"]["Value"] for one in page.results] == [[uid]]
+    assert [(cost.writes, cost.reads) for cost in (create, state, update)] == [(1, 0)] * 3
+    assert [(cost.writes, cost.reads, len(cost.statements)) for cost in (read, search)] == [(0, 1, 1)] * 2
+    assert not any(cost.blob for cost in (create, read, state, update, search))

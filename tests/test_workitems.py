@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,10 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import generate_uid
 
+from shared.dicom.search_terms import Position
 from shared.dicom.workitem_requirements import requirements
+from shared.sql import workitems as index
+from shared.web import query_params
 from tests import native_model
 from tests.conftest import Server
 from tests.partition import Partition, problem
+from tests.test_sql_search import parsed_t_sql
 from tests.workitems import JSON, Worklist, code, data_set, element, new, performed
 
 XML = "application/dicom+xml"
@@ -482,3 +487,12 @@ def test_includefield_adds_what_is_not_returned_unasked(worklist: Worklist) -> N
 )
 def test_a_search_that_is_wrong_is_refused(worklist: Worklist, query: str) -> None:
     assert problem(worklist.http.get(f"{worklist.root}?{query}"), 400)
+
+
+@pytest.mark.parametrize("query", [*QUERIES.values()])
+def test_statements_are_t_sql(query: tuple[dict[str, str | int], set[str]]) -> None:
+    given = [(name, str(value)) for name, value in query[0].items()]
+    asked = query_params.workitem_request("p", [*given, ("orderby", "-PatientID,ProcedureStepState")])
+    page = replace(asked.query, after=Position(("p1", None), 7))
+    for statement in (index.statement(asked.query), index.statement(page), index.count_statement(page)):
+        assert "workitem" in parsed_t_sql(statement)

@@ -65,8 +65,8 @@ async def create(partition: str, uid: str, given: Json) -> Created:
     }
     if coerced:
         workitem[_WORKLIST_LABEL] = {"vr": "LO", "Value": [_DEFAULT_LABEL]}
-    await container.database().write(index.create, partition, uid, _sorted(workitem))
-    await workitem_events.announce()
+    if await container.database().write(index.create, partition, uid, _sorted(workitem)):
+        await workitem_events.announce()
     return Created(uid, coerced)
 
 

@@ -56,8 +56,11 @@ class FoundWorkitem:
     data_set: str
 
 
-def create(connection: sa.Connection, partition: str, uid: str, data_set: Json) -> None:
-    """Add a workitem, and tell those who are subscribed to the worklist. Raises Conflict if it is there."""
+def create(connection: sa.Connection, partition: str, uid: str, data_set: Json) -> int:
+    """Add a workitem, and tell those who are subscribed to the worklist: how many event reports were written.
+
+    Raises Conflict if it is there.
+    """
     partition_key = partitions.key_of(connection, partition)
     if _find(connection, partition_key, uid) is not None:
         raise Conflict("A workitem with this UID exists.")
@@ -73,7 +76,7 @@ def create(connection: sa.Connection, partition: str, uid: str, data_set: Json) 
     key = connection.execute(sa.insert(t.workitem), row).inserted_primary_key[0]  # type: ignore[index]
     _insert_values(connection, partition_key, int(key), _values(data_set))
     workitem_subscriptions.apply_global(connection, partition_key, uid)
-    workitem_events.record(connection, partition_key, uid, event_reports.of_change(None, data_set))
+    return workitem_events.record(connection, partition_key, uid, event_reports.of_change(None, data_set))
 
 
 def find(connection: sa.Connection, partition: str, uid: str) -> Workitem:
