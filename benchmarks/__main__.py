@@ -2,7 +2,7 @@
 
 Machines differ and are noisy, so absolute numbers mean little: every subject does the same work in turns,
 several rounds, and the medians are compared. ``--write`` puts the result into ``docs/benchmarks.md``.
-``--scale`` measures searches on a large index instead.
+``--scale`` measures searches on a large index instead, ``--cold`` what the first request waits for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import peers, scale
+from benchmarks import cold, peers, scale
 from benchmarks.data import ct_series
 from benchmarks.report import write_table
 from benchmarks.retrieval import Retrieval
@@ -242,6 +242,8 @@ COMPARED = ["", "one way (ms)", "another way (ms)", "ratio", "aim"]
 def main() -> None:
     if "--scale" in sys.argv:
         scale.main([argument for argument in sys.argv[1:] if argument != "--scale"])
+    if "--cold" in sys.argv:
+        cold.main([argument for argument in sys.argv[1:] if argument != "--cold"])
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)

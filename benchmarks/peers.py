@@ -30,8 +30,13 @@ def storage(folder: Path) -> Iterator[Azurite]:
 
 
 @contextlib.contextmanager
-def server(azurite: Azurite, folder: Path, workers: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """This server on ``azurite`` and a new SQLite database: its DICOMweb base and its process."""
+def server(
+    azurite: Azurite, folder: Path, workers: int, asked: bool = True
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """This server on ``azurite`` and a new SQLite database: its DICOMweb base and its process.
+
+    It is asked for its health first, or with ``asked`` False nothing: it listens.
+    """
     port = free_ports()[0]
     sample = json.loads((ROOT / "local.settings.sample.json").read_text())["Values"]
     environment = {
@@ -45,11 +50,22 @@ def server(azurite: Azurite, folder: Path, workers: int) -> Iterator[tuple[str, 
     with (folder / "host.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
-        _wait(f"http://127.0.0.1:{port}/health/check")
+        if asked:
+            _wait(f"http://127.0.0.1:{port}/health/check")
+        else:
+            _wait_for_word(folder / "host.log")
         yield f"http://127.0.0.1:{port}/v2", process
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _wait_for_word(log: Path) -> None:
+    """Until the host has said that it listens; its port is open before its workers are there."""
+    deadline = time.monotonic() + 60
+    while b"Listening on" not in log.read_bytes():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
