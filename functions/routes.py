@@ -36,6 +36,8 @@ INSTANCE_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/thumb
 FRAMES_THUMBNAIL = "studies/{study}/series/{series}/instances/{instance}/frames/{frames}/thumbnail"
 BULKDATA = "studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}"
 
+SUBSCRIPTION = "workitems/{workitem}/subscribers/{subscriber}"
+SUSPENSION = "workitems/{workitem}/subscribers/{subscriber}/suspend"
 SUBSCRIBER = "subscribers/{subscriber}"
 SUBSCRIBER_EVENTS = "subscribers/{subscriber}/events"
 WORKITEMS = "workitems"

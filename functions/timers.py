@@ -86,11 +86,14 @@ async def evict_cached_frames(timer: func.TimerRequest) -> None:
 @blueprint.timer_trigger(arg_name="timer", schedule="%DICOM_CLEANUP_SCHEDULE%", use_monitor=True)
 @traced("timer")
 async def tend_workitem_events(timer: func.TimerRequest) -> None:
-    """Forget old event reports of workitems, and send those that no message told of."""
+    """Remove old final workitems and event reports, and send those that no message told of."""
+    removed = await services.workitem_subscriptions.remove_final()
     forgotten = await services.workitem_events.prune()
     sent = await services.workitem_events.deliver()
-    if sent or forgotten:
-        log.info("Sent %d events that were left behind; forgot %d.", sent, forgotten)
+    if sent or forgotten or removed:
+        log.info(
+            "Sent %d events that were left behind; forgot %d, and %d workitems.", sent, forgotten, removed
+        )
 
 
 @blueprint.function_name("observe_backlog")

@@ -157,6 +157,17 @@ def report_of(s: Stored) -> str:
     return f"/v2/import/{start_import(s).json()['id']}/report"
 
 
+def subscription(name: str) -> str:
+    """To all workitems of a partition that has none."""
+    return f"/v2/partitions/nobodys-work/workitems/1.2.840.10008.5.1.4.34.5/subscribers/{name}"
+
+
+def subscribed(s: Stored, name: str) -> httpx.Client:
+    """A client, after ``name`` has subscribed."""
+    assert s.client.post(subscription(name)).status_code == 201
+    return s.client
+
+
 HELD = {"If-None-Match": "*"}
 """Of a client that holds whatever there is."""
 
@@ -325,6 +336,17 @@ PROVOKED: dict[tuple[str, int], Callable[[Stored], httpx.Response]] = {
         "/v2/workitems/1.2.3/cancelrequest", content=b" " * (2**20 + 1)
     ),
     ("request_workitem_cancellation", 415): lambda s: s.post(b"x", "/v2/workitems/1.2.3/cancelrequest"),
+    ("subscribe", 201): lambda s: s.client.post(subscription("READER")),
+    ("subscribe", 400): lambda s: s.client.post(subscription("READER") + "?deletionlock=maybe"),
+    ("subscribe", 404): lambda s: s.client.post("/v2/workitems/1.2.3/subscribers/READER"),
+    ("unsubscribe", 200): lambda s: subscribed(s, "ENDING").delete(subscription("ENDING")),
+    ("unsubscribe", 400): lambda s: s.client.delete(subscription("A%5CB")),
+    ("unsubscribe", 404): lambda s: s.client.delete(subscription("NOBODY")),
+    ("suspend_subscription", 200): lambda s: subscribed(s, "PAUSING").post(
+        subscription("PAUSING") + "/suspend"
+    ),
+    ("suspend_subscription", 400): lambda s: s.client.post("/v2/workitems/1.2.3/subscribers/AE/suspend"),
+    ("suspend_subscription", 404): lambda s: s.client.post(subscription("NOBODY") + "/suspend"),
     ("read_subscriber", 200): lambda s: s.client.get("/v2/subscribers/READER"),
     ("read_subscriber", 400): lambda s: s.client.get("/v2/subscribers/A%5CB"),
     ("read_subscriber", 406): lambda s: s.client.get("/v2/subscribers/READER", headers=NO_SUCH_TYPE),

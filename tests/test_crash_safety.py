@@ -75,6 +75,7 @@ TESTED = {
     "store.blocks_committed",
     *operations_harness.POINTS,  # by the tests of operations
     *operations_harness.UPDATE_POINTS,  # by the tests of updates
+    "workitem_events.committed",  # by the tests of subscriptions
     "export.secret_saved",  # these by the tests of exports and imports
     "export.files_written",
     "export.log_written",

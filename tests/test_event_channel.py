@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -95,6 +96,19 @@ def test_events_arrive_once_and_in_order(server: Server, database: Database, sub
         deliver(server)
         deliver(server)
         assert receive(socket, 20) == list(enumerate(uids, 1))
+        assert silent(socket)
+
+
+def test_runs_that_send_at_once_keep_the_order(server: Server, database: Database, subscriber: str) -> None:
+    with connect(url_of(server, subscriber)) as socket, ThreadPoolExecutor(4) as threads:
+        runs = []
+        uids = []
+        for _ in range(6):
+            uids += write(database, subscriber, 5)
+            runs += [threads.submit(deliver, server) for _ in range(2)]
+        for run in runs:
+            run.result()
+        assert receive(socket, 30) == list(enumerate(uids, 1))
         assert silent(socket)
 
 

@@ -28,6 +28,7 @@ DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 OCTETS = 'multipart/related; type="application/octet-stream"'
 JSON = "application/dicom+json"
 XML = 'multipart/related; type="application/dicom+xml"'
+SUBSCRIPTION = "workitems/1.2.840.10008.5.1.4.34.5/subscribers/READER"
 ZIP = "application/zip; transfer-syntax=*"
 
 Probe = Callable[[Tenant, Uids], object]
@@ -232,6 +233,9 @@ READS: dict[str, Probe] = {
     "update_query_tag": no_such_tag("PATCH"),
     "delete_query_tag": no_such_tag("DELETE"),
     "list_query_tag_errors": no_such_tag("GET", "/00180050/errors"),
+    "subscribe": lambda t, _: t.request("POST", f"{SUBSCRIPTION}?deletionlock=true"),
+    "unsubscribe": lambda t, _: t.request("DELETE", SUBSCRIPTION),
+    "suspend_subscription": lambda t, _: t.request("POST", f"{SUBSCRIPTION}/suspend"),
     "read_subscriber": lambda t, _: t.get("subscribers/READER", "application/json"),
     "read_events": lambda t, _: t.get("subscribers/READER/events", JSON),
     "create_workitem": workitem,

@@ -61,6 +61,9 @@ PATHS = {
     ("POST", "workitems/1.2.3"): "update_workitem",
     ("PUT", "workitems/1.2.3/state"): "change_workitem_state",
     ("POST", "workitems/1.2.3/cancelrequest"): "request_workitem_cancellation",
+    ("POST", "workitems/1.2.3/subscribers/READER"): "subscribe",
+    ("DELETE", "workitems/1.2.3/subscribers/READER"): "unsubscribe",
+    ("POST", "workitems/1.2.3/subscribers/READER/suspend"): "suspend_subscription",
     ("GET", "subscribers/READER"): "read_subscriber",
     ("GET", "subscribers/READER/events"): "read_events",
 }

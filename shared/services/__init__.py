@@ -38,6 +38,7 @@ _MODULES = frozenset(
         "transcoded",
         "update",
         "workitem_events",
+        "workitem_subscriptions",
         "workitems",
     }
 )

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 
-from shared import container
+from shared import container, faults
 from shared.dicom import event_reports
 from shared.errors import DependencyUnavailable
 from shared.operations.event_channel import EventChannel
@@ -30,7 +30,7 @@ from shared.sql.workitem_events import WorkitemEvent
 
 log = logging.getLogger(__name__)
 
-_BATCH = 200
+_BATCH = 100
 _LEASE_SECONDS = 60.0
 _SENDING_SECONDS = 30.0
 _PAUSE_SECONDS = 0.1
@@ -46,6 +46,7 @@ class Missed:
 
 async def announce() -> None:
     """Say that there are new events; where that fails, the timer finds them."""
+    faults.point("workitem_events.committed")
     try:
         await container.operation_queue().send(WORKITEM_EVENTS, {})
     except DependencyUnavailable:
@@ -102,10 +103,12 @@ async def _send(channel: EventChannel, events: Sequence[WorkitemEvent]) -> None:
         async with asyncio.timeout(_SENDING_SECONDS), asyncio.TaskGroup() as group:
             for (partition_key, subscriber), own in by_subscriber.items():
                 group.create_task(send(partition_key, subscriber, own))
-    except (TimeoutError, ExceptionGroup) as error:
-        raise DependencyUnavailable(
-            "The service that sends events is unavailable; try again later."
-        ) from error
+    except TimeoutError as error:
+        raise DependencyUnavailable("The service that sends events is too slow; try again later.") from error
+    except ExceptionGroup as error:
+        if error.split(DependencyUnavailable)[1] is not None:
+            raise
+        raise DependencyUnavailable("Events could not be sent; try again later.") from error
 
 
 def _payload(event: WorkitemEvent) -> bytes:
@@ -134,6 +137,6 @@ async def connection_url(partition: str, subscriber: str) -> str:
 
 
 async def prune() -> int:
-    """Forget events older than ``DICOM_EVENT_DAYS``; how many."""
-    before = timestamp(datetime.now(UTC) - timedelta(days=settings().event_days))
+    """Forget events older than ``DICOM_WORKITEM_EVENT_DAYS``; how many."""
+    before = timestamp(datetime.now(UTC) - timedelta(days=settings().workitem_event_days))
     return await container.database().write(workitem_events.prune, before)

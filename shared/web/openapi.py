@@ -120,6 +120,16 @@ _RENDERING_OPTIONS: dict[str, tuple[Json, str]] = {
     "quality": ({"type": "integer", "minimum": 1, "maximum": 100, "default": 90}, "Quality of a JPEG."),
     "iccprofile": ({"enum": ["no"]}, "ICC profiles are neither applied nor sent."),
 }
+_SUBSCRIPTION_OPTIONS: dict[str, tuple[Json, str]] = {
+    "deletionlock": (
+        {"type": "boolean", "default": False},
+        "Whether workitems are kept, while the subscription stands, after their end.",
+    ),
+    "filter": (
+        {"type": "string", "examples": ["WorklistLabel=CT*,ProcedureStepState=SCHEDULED"]},
+        "Of the filtered worklist: matching keys. Each may be a query parameter of its own, as in a search.",
+    ),
+}
 _EVENT_OPTIONS: dict[str, tuple[Json, str]] = {
     "after": (
         {"type": "integer", "minimum": 0, "default": 0},
@@ -446,6 +456,8 @@ def _parameters(route: Route) -> list[Json]:
             return [_parameter(name, "query", *of) for name, of in taken.items()]
         case "change_feed":
             return [_parameter(name, "query", *of) for name, of in _CHANGE_FEED_OPTIONS.items()]
+        case "subscribe":
+            return [_parameter(name, "query", *of) for name, of in _SUBSCRIPTION_OPTIONS.items()]
         case "read_events":
             return [_parameter(name, "query", *of) for name, of in _EVENT_OPTIONS.items()]
         case "read_latest_change":
