@@ -190,7 +190,10 @@ def workitem(tenant: Tenant, uids: Uids) -> None:
     state = workitems.data_set(ProcedureStepState="IN PROGRESS", TransactionUID=owner)
     assert tenant.request("PUT", f"workitems/{uid}/state", json=state).status_code in (200, 409)
     assert tenant.request("POST", f"workitems/{uid}?{owner}", json=workitems.LABEL).status_code == 200
-    assert tenant.request("POST", f"workitems/{uid}/cancelrequest").status_code == 409
+    assert tenant.request("POST", f"workitems/{uid}/subscribers/WATCHER").status_code == 201
+    reason = workitems.data_set(ReasonForCancellation=tenant.marker)
+    assert tenant.request("POST", f"workitems/{uid}/cancelrequest", json=reason).status_code == 202
+    assert tenant.marker in tenant.get("subscribers/WATCHER/events", JSON).text
 
 
 READS: dict[str, Probe] = {
