@@ -85,7 +85,7 @@ def test_commands_need_the_standard_library_alone() -> None:
     ended = dev("--help")
     assert ended.returncode == 0, ended.stderr
     for command in COMMANDS:
-        assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
+        assert re.search(rf"^ +{command}\s", ended.stdout, re.MULTILINE), command
 
 
 def test_commands_are_documented() -> None:

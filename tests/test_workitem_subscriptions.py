@@ -44,7 +44,7 @@ def kinds(subscriber: Subscriber, uid: str) -> list[str]:
 
 def test_a_manager_a_modality_and_a_subscriber_of_the_worklist(worklist: Worklist, name: str) -> None:
     early = worklist.create()
-    response = worklist.subscribe(WORKLIST, name)
+    response = worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     assert response.status_code == 201
     assert response.headers["content-location"].startswith("ws://127.0.0.1:")
     with Subscriber(worklist, name).connect(response.headers["content-location"]) as subscriber:
@@ -81,7 +81,7 @@ def test_a_subscriber_of_one_workitem_hears_of_that_alone(worklist: Worklist, na
 
 
 def test_connections_that_are_cut_lose_and_repeat_nothing(worklist: Worklist, name: str) -> None:
-    worklist.subscribe(WORKLIST, name)
+    worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     with Subscriber(worklist, name) as subscriber:
         uids: list[str] = []
         for _ in range(4):
@@ -96,7 +96,12 @@ def test_connections_that_are_cut_lose_and_repeat_nothing(worklist: Worklist, na
 
 
 @pytest.mark.parametrize(
-    "query", ["?WorklistLabel=Head", "?filter=00741202=Head", "?deletionlock=true&00741202=H*d"]
+    "query",
+    [
+        "?deletionlock=true&WorklistLabel=Head",
+        "?filter=00741202=Head&deletionlock=true",
+        "?deletionlock=true&00741202=H*d",
+    ],
 )
 def test_a_filtered_subscription_gets_what_matches_now_and_later(
     worklist: Worklist, name: str, query: str
@@ -113,7 +118,7 @@ def test_a_filtered_subscription_gets_what_matches_now_and_later(
 
 def test_a_suspended_subscription_takes_no_new_workitems(worklist: Worklist, name: str) -> None:
     early = worklist.create()
-    worklist.subscribe(WORKLIST, name)
+    worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     worklist.done("POST", f"workitems/{WORKLIST}/subscribers/{name}/suspend")
     assert worklist.request("POST", f"workitems/{WORKLIST}/subscribers/{name}/suspend").status_code == 404
     with Subscriber(worklist, name).connect() as subscriber:
@@ -126,7 +131,7 @@ def test_a_suspended_subscription_takes_no_new_workitems(worklist: Worklist, nam
 
 def test_unsubscribing_from_the_worklist_ends_everything(worklist: Worklist, name: str) -> None:
     uid = worklist.create()
-    worklist.subscribe(WORKLIST, name)
+    worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     worklist.subscribe(FILTERED_WORKLIST, name, "?WorklistLabel=Chest")
     worklist.done("DELETE", f"workitems/{WORKLIST}/subscribers/{name}")
     with Subscriber(worklist, name).connect() as subscriber:
@@ -139,7 +144,7 @@ def test_unsubscribing_from_the_worklist_ends_everything(worklist: Worklist, nam
 
 def test_the_filtered_subscription_ends_alone_while_the_other_stands(worklist: Worklist, name: str) -> None:
     uid = worklist.create()
-    worklist.subscribe(WORKLIST, name)
+    worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     worklist.subscribe(FILTERED_WORKLIST, name, "?WorklistLabel=Chest")
     worklist.done("DELETE", f"workitems/{FILTERED_WORKLIST}/subscribers/{name}")
     with Subscriber(worklist, name).connect() as subscriber:
@@ -152,7 +157,7 @@ def test_partitions_know_nothing_of_each_other(worklist: Worklist, name: str) ->
     other = Worklist(worklist.server, f"x{worklist.partition}")
     uid = other.create()
     assert worklist.request("POST", f"workitems/{uid}/subscribers/{name}").status_code == 404
-    worklist.subscribe(WORKLIST, name)
+    worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     other.subscribe(uid, name)
     with Subscriber(worklist, name).connect() as here, Subscriber(other, name).connect() as there:
         own = worklist.create()
@@ -218,16 +223,19 @@ def test_final_workitems_are_removed_unless_a_subscriber_holds_them(worklist: Wo
     database.close()
 
 
-def test_a_worklist_subscription_with_lock_locks_all_and_reports_all(worklist: Worklist, name: str) -> None:
-    uid = worklist.create()
-    worklist.subscribe(uid, name)
-    worklist.subscribe(WORKLIST, name)
+@pytest.mark.parametrize("lock", ["true", "false"])
+def test_a_worklist_subscription_leaves_those_to_workitems_as_they_are(
+    worklist: Worklist, name: str, lock: str
+) -> None:
+    known, other = worklist.create(), worklist.create()
+    worklist.subscribe(known, name)
+    worklist.subscribe(WORKLIST, name, f"?deletionlock={lock}")
+    expected = ["SCHEDULED"] if lock == "true" else []
     with Subscriber(worklist, name).connect() as subscriber:
-        subscriber.wait_for(1)
-        assert subscriber.is_silent(), "a subscription that is there stays as it is"
-        worklist.subscribe(WORKLIST, name, "?deletionlock=true")
-        subscriber.wait_for(2)
-        assert kinds(subscriber, uid) == ["SCHEDULED", "SCHEDULED"]
+        subscriber.wait_for(1 + len(expected))
+        assert kinds(subscriber, known) == ["SCHEDULED"]
+        assert kinds(subscriber, other) == expected
+        assert subscriber.is_silent()
 
 
 def test_an_event_survives_a_kill_between_its_commit_and_its_message(
@@ -235,7 +243,7 @@ def test_an_event_survives_a_kill_between_its_commit_and_its_message(
 ) -> None:
     server = start_server(workers=2, DICOM_FAULT="workitem_events.committed:kill")
     worklist = Worklist(server)
-    worklist.subscribe(WORKLIST, name)
+    worklist.subscribe(WORKLIST, name, "?deletionlock=true")
     with pytest.raises(httpx.HTTPError):
         worklist.create()
     server.kill()
@@ -260,7 +268,7 @@ def test_a_subscription_that_begins_while_workitems_change_misses_nothing(
     uids = [worklist.create() for _ in range(12)]
     with ThreadPoolExecutor(4) as threads:
         claims = [threads.submit(Worklist(worklist.server, worklist.partition).claim, uid) for uid in uids]
-        worklist.subscribe(WORKLIST, name)
+        worklist.subscribe(WORKLIST, name, "?deletionlock=true")
         new = [worklist.create() for _ in range(2)]
         for claim in claims:
             claim.result()

@@ -55,8 +55,8 @@ def subscribe_to_worklist(
 ) -> int:
     """Subscribe to all workitems, or to those that match ``terms``, that are there and that will be.
 
-    With a deletion lock every one of them is locked and its state is reported. Without it a subscription that
-    is there stays as it is, and the states of the others are reported. Returns how many reports were written.
+    A subscription to a workitem that is there stays as it is. With a deletion lock the states of the others
+    are reported (PS3.4 Table CC.2.3-2). Returns how many reports were written.
     """
     workitem_events.hold(connection)
     partition_key = partitions.key_of(connection, partition)
@@ -75,14 +75,9 @@ def subscribe_to_worklist(
         reports = [
             (workitem.workitem_uid, event_reports.state(orjson.loads(workitem.data_set)))
             for workitem in page
-            if deletion_lock or workitem.subscriber is None
+            if deletion_lock and workitem.subscriber is None
         ]
         written += workitem_events.record_for(connection, partition_key, subscriber, reports)
-    if deletion_lock:
-        s, v = t.workitem_subscription, t.workitem
-        locked = sa.select(v.c.workitem_uid).where(*_matching(partition_key, terms or ()))
-        own = _of_subscriber(s, partition_key, subscriber)
-        connection.execute(sa.update(s).where(*own, s.c.workitem_uid.in_(locked)).values(deletion_lock=1))
     return written
 
 
