@@ -84,10 +84,8 @@ def query(server: WithStorage, statement: str, *values: Any) -> list[Any]:
 
 def run(server: Server, function: str, blob: str = "") -> int:
     """Run a timer, or a blob function as if for ``container/name``; 202, or 500 when it raised."""
-    url = f"{server.url}/admin/functions/{function}"
-    return HTTP.post(
-        url, json={"input": blob}, timeout=1800
-    ).status_code  # a timer of 20,000 files takes its time
+    url, longest = f"{server.url}/admin/functions/{function}", 1800  # seconds, for 20,000 files
+    return HTTP.post(url, json={"input": blob}, timeout=longest).status_code
 
 
 def clean(server: Server) -> None:

@@ -259,6 +259,7 @@ def test_two_hosts_that_write_at_once_keep_the_feed_whole_and_the_counts_exact(
         study,
     )
     assert counts == (2, len(files) - len(gone))
+    assert len(settle(busy, janitor).files) == len(files) - len(gone)
 
 
 # --- one more worker, in this process, where races can be staged -------------------------------------
