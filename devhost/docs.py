@@ -146,6 +146,7 @@ def _reasons() -> str:
 
 
 _NEWER_THAN_PYDICOM = {
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
     "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
     "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
     "1.2.840.10008.1.2.4.112": "JPEG XL",
