@@ -50,7 +50,14 @@ def run_ci(folder: Path, *commands: str, apt: int) -> subprocess.CompletedProces
     for name, body in scripts.items():
         (programs / name).write_text(f"#!{shutil.which('bash')}\n{body}\n")
         (programs / name).chmod(0o755)
-    environment = {**os.environ, "PATH": str(programs), "SYSTEM_PROGRAMS": str(programs)}
+    if "Orthanc" in commands:
+        (programs / "libOrthancDicomWeb.so").touch()
+    environment = {
+        **os.environ,
+        "PATH": str(programs),
+        "SYSTEM_PROGRAMS": str(programs),
+        "ORTHANC_PLUGINS": str(programs),
+    }
     return subprocess.run(
         ["bash", folder / ".ci" / "run"], capture_output=True, text=True, env=environment, timeout=60
     )
@@ -76,6 +83,7 @@ def test_ci_that_cannot_install_says_so_and_fails(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "SAID" in ended.stderr
     assert (
-        "Tests need chromium chromium-driver orthanc dcmtk, and apt-get cannot install them" in ended.stderr
+        "Tests need chromium chromium-driver orthanc orthanc-dicomweb dcmtk, and apt-get cannot install them"
+        in ended.stderr
     )
     assert ended.stdout.count("CI is true") == 2
