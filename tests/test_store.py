@@ -88,7 +88,7 @@ def test_instances_of_several_studies_have_no_common_retrieve_url(archive: Parti
 @pytest.mark.parametrize(
     ("headers", "base"),
     [
-        ({"Forwarded": "for=1.2.3.4;proto=https;host=pacs.example.org"}, "https://pacs.example.org"),
+        ({"Forwarded": "for=127.0.0.1;proto=https;host=pacs.example.org"}, "https://pacs.example.org"),
         (
             {"Forwarded": 'host="pacs.example.org:8443";proto=https, host=inner'},
             "https://pacs.example.org:8443",
