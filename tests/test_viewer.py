@@ -98,6 +98,7 @@ def test_static_website_is_configured_for_its_server(files: Path, tmp_path: Path
         "_redirects",
         "google.js",
         "serve.json",
+        "silent-refresh.html",
     }
 
 
