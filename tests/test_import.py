@@ -363,6 +363,7 @@ def test_a_secret_goes_with_its_import_and_one_left_behind_is_swept(
 ) -> None:
     server = start_server(
         workers=1,
+        own_storage=True,  # no other host works on its queues
         DICOM_SECRETS_FOLDER=str(tmp_path),
         DICOM_FAULT="import.secret_saved:fail",
         DICOM_ORPHAN_GRACE_SECONDS="0",
