@@ -55,6 +55,12 @@ CodingSchemeVersion 1C/1C 1C/1C O -/1C - 1C
 CodeMeaning 1/1 1/1 O -/1 - 1
 LongCodeValue 1C/1C 1C/1C O -/1C * 1C
 URNCodeValue 1C/1C 1C/1C O -/1C * 1C
+MappingResource 3/3 3/3 O -/3 - 3
+MappingResourceUID 3/3 3/3 O -/3 - 3
+ContextGroupVersion 3/3 3/3 O -/3 - 3
+ContextGroupExtensionFlag 3/3 3/3 O -/3 - 3
+ContextGroupLocalVersion 3/3 3/3 O -/3 - 3
+ContextGroupExtensionCreatorUID 3/3 3/3 O -/3 - 3
 """
 _DESIGNATOR = """
 LocalNamespaceEntityID 1C/1 X O -/1 * 1C
@@ -72,14 +78,34 @@ SeriesInstanceUID 1C/1 1C/1 O -/1 O 1C
 ReferencedSOPSequence 1/1 1/1 O -/1 O 1
 >ReferencedSOPClassUID 1/1 1/1 O -/1 O 1
 >ReferencedSOPInstanceUID 1/1 1/1 O -/1 O 1
+>HL7InstanceIdentifier 1C/1 1C/1 O -/1 O 1C
+>ReferencedFrameNumber 1C/1 1C/1 O -/1 O 1C
+>ReferencedSegmentNumber 1C/1 1C/1 O -/1 O 1C
 DICOMRetrievalSequence 1C/1 1C/1 O -/1 O 1C
 >RetrieveAETitle 1/1 1/1 O -/1 O 1
+DICOMMediaRetrievalSequence 1C/1 1C/1 O -/1 O 1C
+>StorageMediaFileSetID 2/2 2/2 O -/2 O 2
+>StorageMediaFileSetUID 1/1 1/1 O -/1 O 1
+WADORetrievalSequence 1C/1 1C/1 O -/1 O 1C
+>RetrieveURI 1/1 1/1 O -/1 O 1
+XDSRetrievalSequence 1C/1 1C/1 O -/1 O 1C
+>RepositoryUniqueID 1/1 1/1 O -/1 O 1
+>HomeCommunityID 3/2 3/2 O -/2 O 3
 WADORSRetrievalSequence 1C/1 1C/1 O -/1 O 1C
 >RetrieveURL 1/1 1/1 O -/1 O 1
 """
 _CONTENT = """
 ValueType 1/1 1/1 O -/1 * 1
 ConceptNameCodeSequence 1/1 1/1 O -/1 * 1 =CODE
+DateTime 1C/1C 1C/1C O -/1C - 1C
+Date 1C/1C 1C/1C O -/1C - 1C
+Time 1C/1C 1C/1C O -/1C - 1C
+PersonName 1C/1C 1C/1C O -/1C - 1C
+UID 1C/1C 1C/1C O -/1C - 1C
+TextValue 1C/1C 1C/1C O -/1C - 1C
+ConceptCodeSequence 1C/1C 1C/1C O -/1C - 1C =CODE
+NumericValue 1C/1C 1C/1C O -/1C - 1C
+MeasurementUnitsCodeSequence 1C/1C 1C/1C O -/1C - 1C =CODE
 """
 _ISSUER = """
 IssuerOfPatientID 2/2 X O 3/2 R 2
@@ -91,6 +117,9 @@ DICOMStorageSequence 1C/1 1C/1 O -/1 O 1C
 >DestinationAE 1/1 1/1 O -/1 * 1
 STOWRSStorageSequence 1C/1 1C/1 O -/1 O 1C
 >StorageURL 1/1 1/1 O -/1 * 1
+XDSStorageSequence 1C/1 1C/1 O -/1 O 1C
+>RepositoryUniqueID 1/1 1/1 O -/1 * 1
+>HomeCommunityID 3/2 3/2 O -/2 * 3
 """
 _MACROS = {
     "=CODE": _CODE,
