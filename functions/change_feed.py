@@ -30,8 +30,8 @@ async def read_change_feed(request: Request) -> Response:
     negotiate.json(http.accepted(request))
     query = _query(request)
     changes = await services.change_feed.read(
-        _integer(query, "offset", 0, 0, 2**63 - 1),
-        _integer(query, "limit", 100, 1, 200),
+        http.integer(query, "offset", 0, 0, 2**63 - 1),
+        http.integer(query, "limit", 100, 1, 200),
         _moment(query, "starttime"),
         _moment(query, "endtime"),
         _boolean(query, "includemetadata", True),
@@ -57,13 +57,6 @@ def _query(request: Request) -> dict[str, str]:
     if unknown:
         raise InvalidRequest(f"Unknown query parameter {unknown[0]}.")
     return query
-
-
-def _integer(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise InvalidRequest(f"{name} must be an integer from {least} to {most}.")
-    return int(text)
 
 
 def _boolean(query: dict[str, str], name: str, default: bool) -> bool:

@@ -72,7 +72,7 @@ _STATUS: dict[type[errors.DicomServerError], tuple[int, str]] = {
     errors.DependencyUnavailable: (503, "Service Unavailable"),
 }
 
-MORE_RESULTS = "There are additional results that can be requested."
+_MORE_RESULTS = "There are additional results that can be requested."
 """The Warning of a page that is not the last (PS3.18 §8.3.4.4)."""
 
 REQUEST_ORIGINAL = "msdicom-request-original"
@@ -314,6 +314,14 @@ async def body(request: Request, limit: int) -> bytes:
     return bytes(read)
 
 
+def integer(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A query parameter that is an integer from ``least`` to ``most``. Raises InvalidRequest."""
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise errors.InvalidRequest(f"{name} must be an integer from {least} to {most}.")
+    return int(text)
+
+
 async def json_body(request: Request, limit: int) -> bytes:
     """The body of a request that takes JSON. Raises UnsupportedMediaType and PayloadTooLarge."""
     given = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -337,7 +345,17 @@ def base_url(request: Request) -> str:
     return urls.base_url(request.headers, request.url.scheme, _host(request), settings().public_base_url)
 
 
-def next_page(request: Request, cursor: str) -> str:
+def describe_page(request: Request, response: Response, total: int | None, cursor: str) -> None:
+    """Say in the headers of a page how many results there are, where that is known, and where the next page
+    is; ``cursor`` is empty on the last one."""
+    if total is not None:
+        response.headers["X-Total-Count"] = str(total)
+    if cursor:
+        response.headers["Link"] = f'<{_next_page(request, cursor)}>; rel="next"'
+        response.headers["Warning"] = warning(_MORE_RESULTS)
+
+
+def _next_page(request: Request, cursor: str) -> str:
     """The URL of this search with its next page; what else the client asked for stays as it is."""
     kept = [pair for pair in request.query_params.multi_items() if pair[0] not in ("cursor", "offset")]
     query = urlencode([*kept, ("cursor", cursor)], quote_via=quote)

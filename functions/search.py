@@ -79,12 +79,8 @@ async def _search(request: Request, level: str) -> Response:
         response = await http.json_response(request, orjson.dumps(page.results), media_type)
     else:
         response = Response(status_code=204)
-    if page.total is not None:
-        response.headers["X-Total-Count"] = str(page.total)
-    if page.last is not None:
-        position = query_params.cursor(asked, page.last)
-        response.headers["Link"] = f'<{http.next_page(request, position)}>; rel="next"'
-        response.headers["Warning"] = http.warning(http.MORE_RESULTS)
+    cursor = query_params.cursor(asked, page.last) if page.last is not None else ""
+    http.describe_page(request, response, page.total, cursor)
     erroneous = [tag.path for tag in asked.query.query_tags if tag.erroneous]
     if erroneous:
         response.headers["erroneous-dicom-attributes"] = ",".join(erroneous)

@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, routes
 from functions.operations import accepted
 from shared import services
-from shared.errors import PayloadTooLarge, UnsupportedMediaType
+from shared.errors import UnsupportedMediaType
 from shared.services.access import Action
 from shared.web.multipart import parse_content_type
 
@@ -24,10 +24,6 @@ async def bulk_update(request: Request) -> Response:
     content_type = request.headers.get("content-type")
     if content_type and parse_content_type(content_type).media_type != _JSON:
         raise UnsupportedMediaType("The body must be application/json.")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_BODY:
-            raise PayloadTooLarge(f"The body is larger than {_LARGEST_BODY} bytes.")
+    body = await http.body(request, _LARGEST_BODY)
     partition = http.resource(request).partition
-    return accepted(request, await services.update.start(bytes(body), partition))
+    return accepted(request, await services.update.start(body, partition))

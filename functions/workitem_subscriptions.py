@@ -11,7 +11,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 
 from functions import http, routes
 from shared import services
-from shared.dicom.identifiers import DEFAULT_PARTITION, check_ae_title, check_partition, check_uid
+from shared.dicom.identifiers import check_ae_title, check_uid
 from shared.errors import InvalidRequest, NotAcceptable
 from shared.services.access import Action
 from shared.web import accept, negotiate
@@ -84,8 +84,8 @@ async def read_events(request: Request) -> Response:
     found = await services.workitem_events.missed(
         partition,
         subscriber,
-        _integer(query, "after", 0, 0, 2**63 - 1),
-        _integer(query, "limit", _MOST_EVENTS, 1, _MOST_EVENTS),
+        http.integer(query, "after", 0, 0, 2**63 - 1),
+        http.integer(query, "limit", _MOST_EVENTS, 1, _MOST_EVENTS),
     )
     headers = {"Cache-Control": "no-store"}
     if found.lost:
@@ -99,9 +99,7 @@ async def read_events(request: Request) -> Response:
 
 def _subscriber(request: Request) -> tuple[str, str]:
     """The partition and the AE title of the path. Raises InvalidRequest."""
-    path = request.path_params
-    partition = check_partition(path.get("partition", DEFAULT_PARTITION))
-    return partition, check_ae_title(path["subscriber"])
+    return http.resource(request).partition, check_ae_title(request.path_params["subscriber"])
 
 
 def _workitem(request: Request) -> str:
@@ -140,10 +138,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise InvalidRequest("filter must be a list of attribute=value, with commas between them.")
     return name, value
-
-
-def _integer(query: dict[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise InvalidRequest(f"{name} must be an integer from {least} to {most}.")
-    return int(text)

@@ -11,7 +11,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response, StreamingR
 
 from functions import http, multi_part, routes
 from shared import services
-from shared.dicom.identifiers import DEFAULT_PARTITION, check_partition, check_uid, is_uid
+from shared.dicom.identifiers import check_uid, is_uid
 from shared.errors import InvalidRequest, UnsupportedMediaType
 from shared.services.access import Action
 from shared.web import negotiate
@@ -27,7 +27,7 @@ _COERCED = "The Workitem was created with modifications."
 @http.route(blueprint, routes.WORKITEMS, ["POST"], action=Action.WRITE)
 async def create_workitem(request: Request) -> Response:
     """Create a workitem (§11.4): 201 with its URL."""
-    partition = _partition(request)
+    partition = http.resource(request).partition
     uid = _bare_uid(request, ("workitem", "affectedsopinstanceuid", "00001000"))
     created = await services.workitems.create(partition, uid, await _data_set(request))
     location = f"{http.service_root(request, partition)}/workitems/{created.uid}"
@@ -45,15 +45,11 @@ async def search_workitems(request: Request) -> Response:
 
     form = negotiate.metadata(http.accepted(request), single=False)
     parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "accept"]
-    asked = query_params.workitem_request(_partition(request), parameters)
+    asked = query_params.workitem_request(http.resource(request).partition, parameters)
     page = await services.workitems.search(asked.query, asked.count)
     response = await _answer(request, page.results, form) if page.results else Response(status_code=204)
-    if page.total is not None:
-        response.headers["X-Total-Count"] = str(page.total)
-    if page.last is not None:
-        position = query_params.cursor(asked, page.last)
-        response.headers["Link"] = f'<{http.next_page(request, position)}>; rel="next"'
-        response.headers["Warning"] = http.warning(http.MORE_RESULTS)
+    cursor = query_params.cursor(asked, page.last) if page.last is not None else ""
+    http.describe_page(request, response, page.total, cursor)
     return response
 
 
@@ -61,14 +57,14 @@ async def search_workitems(request: Request) -> Response:
 async def retrieve_workitem(request: Request) -> Response:
     """Retrieve a workitem (§11.5)."""
     form = negotiate.metadata(http.accepted(request), single=True)
-    found = await services.workitems.retrieve(_partition(request), _uid(request))
+    found = await services.workitems.retrieve(http.resource(request).partition, _uid(request))
     return await _answer(request, found, form)
 
 
 @http.route(blueprint, routes.WORKITEM, ["POST"], action=Action.WRITE)
 async def update_workitem(request: Request) -> Response:
     """Update a workitem (§11.6)."""
-    partition, uid = _partition(request), _uid(request)
+    partition, uid = http.resource(request).partition, _uid(request)
     transaction = _bare_uid(request, _TRANSACTION_NAMES)
     await services.workitems.update(partition, uid, transaction, await _data_set(request))
     return Response(status_code=200, headers={"Content-Location": _url(request, partition, uid)})
@@ -77,7 +73,7 @@ async def update_workitem(request: Request) -> Response:
 @http.route(blueprint, routes.WORKITEM_STATE, ["PUT"], action=Action.WRITE)
 async def change_workitem_state(request: Request) -> Response:
     """Claim, complete or cancel a workitem (§11.7)."""
-    partition, uid = _partition(request), _uid(request)
+    partition, uid = http.resource(request).partition, _uid(request)
     warning = await services.workitems.change_state(partition, uid, await _data_set(request))
     headers = {"Content-Location": _url(request, partition, uid)}
     return Response(status_code=200, headers=headers | _warned(warning))
@@ -86,15 +82,11 @@ async def change_workitem_state(request: Request) -> Response:
 @http.route(blueprint, routes.WORKITEM_CANCELLATION, ["POST"], action=Action.WRITE)
 async def request_workitem_cancellation(request: Request) -> Response:
     """Cancel a workitem, or ask whoever has claimed it to do so: 202."""
-    partition, uid = _partition(request), _uid(request)
+    partition, uid = http.resource(request).partition, _uid(request)
     given = await _data_set(request, optional=True)
     warning = await services.workitems.request_cancellation(partition, uid, given)
     headers = {"Content-Location": _url(request, partition, uid)}
     return Response(status_code=202, headers=headers | _warned(warning))
-
-
-def _partition(request: Request) -> str:
-    return check_partition(request.path_params.get("partition", DEFAULT_PARTITION))
 
 
 def _uid(request: Request) -> str:

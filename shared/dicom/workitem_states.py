@@ -6,7 +6,7 @@ sentence that PS3.18 §11.6.3 and §11.7.3 want in a Warning header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shared.dicom.workitem_requirements import check_final
@@ -36,7 +36,10 @@ _UNSPECIFIED = {
     "00080102": {"vr": "SH", "Value": ["DCM"]},
     "00080104": {"vr": "LO", "Value": ["Discontinued for unspecified reason"]},
 }
-_FROM_REQUEST = ("00741238", _REASON, "0074100A", "0074100C")
+_REASONS = ("00741238", _REASON)
+_CONTACT_URI = "0074100A"
+_CONTACT = (_CONTACT_URI, "0074100C")
+_COMMUNICATIONS = "00741008"
 
 
 class InconsistentState(Conflict):
@@ -150,14 +153,18 @@ def with_cancellation(workitem: Json, request: Mapping[str, Any], now: str) -> J
     """The workitem with when and why it was canceled, which its final state must have: where nobody said
     why, the reason is that nobody did."""
     items = workitem.get(_PROGRESS, {}).get("Value") or [{}]
-    given = {tag: request[tag] for tag in _FROM_REQUEST[:2] if request.get(tag, {}).get("Value")}
-    contact = {tag: request[tag] for tag in _FROM_REQUEST[2:] if request.get(tag, {}).get("Value")}
     progress = {
         _CANCELLATION_TIME: {"vr": "DT", "Value": [now]},
         _REASON: {"vr": "SQ", "Value": [_UNSPECIFIED]},
-        **{tag: value for tag, value in items[0].items() if value.get("Value")},
-        **given,
+        **_filled(items[0], items[0]),
+        **_filled(request, _REASONS),
     }
-    if "0074100A" in contact:
-        progress.setdefault("00741008", {"vr": "SQ", "Value": [contact]})
+    contact = _filled(request, _CONTACT)
+    if _CONTACT_URI in contact:
+        progress.setdefault(_COMMUNICATIONS, {"vr": "SQ", "Value": [contact]})
     return workitem | {_PROGRESS: {"vr": "SQ", "Value": [dict(sorted(progress.items())), *items[1:]]}}
+
+
+def _filled(data_set: Mapping[str, Any], tags: Iterable[str]) -> Json:
+    """Those of ``tags`` that have a value."""
+    return {tag: data_set[tag] for tag in tags if data_set.get(tag, {}).get("Value")}

@@ -13,11 +13,11 @@ from shared import container
 from shared.dicom import data_set, event_reports, workitem_attributes, workitem_states
 from shared.dicom.event_reports import UPS_PUSH
 from shared.dicom.identifiers import check_uid
-from shared.dicom.search_terms import Position
 from shared.dicom.workitem_query import WorkitemQuery
 from shared.dicom.workitem_requirements import conditional_tags, default_tags
 from shared.errors import InvalidRequest
 from shared.services import workitem_events
+from shared.services.search import Page
 from shared.sql import workitems as index
 from shared.sql.workitems import Change, Workitem
 
@@ -39,15 +39,6 @@ class Created:
 
     uid: str
     coerced: bool
-
-
-@dataclass(frozen=True)
-class Page:
-    """Results as DICOM JSON; see :class:`shared.services.search.Page`."""
-
-    results: list[Json]
-    last: Position | None = None
-    total: int | None = None
 
 
 async def create(partition: str, uid: str, given: Json) -> Created:
