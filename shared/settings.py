@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     fhir_patient_system: str = Field("", alias="DICOM_FHIR_PATIENT_SYSTEM")
     fhir_use_issuer: bool = Field(False, alias="DICOM_FHIR_USE_ISSUER")
     fhir_enforce_validation: bool = Field(False, alias="DICOM_FHIR_ENFORCE_VALIDATION")
+    fhir_ignore_json_parsing_errors: bool = Field(False, alias="DICOM_FHIR_IGNORE_JSON_PARSING_ERRORS")
     azure_host_name: str = Field("", alias="WEBSITE_HOSTNAME")
     storage_hosts: str = Field(
         "*.blob.core.windows.net *.blob.core.usgovcloudapi.net *.blob.core.chinacloudapi.cn "

@@ -19,6 +19,7 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.data.tables import TableClient, UpdateMode
 from pydicom.uid import generate_uid
 
+from tests.audit import query
 from tests.conftest import Server, StartServer
 from tests.dicom_files import make_file, multipart
 from tests.event_receiver import Fault
@@ -49,7 +50,7 @@ def synchronising(
         DICOM_FHIR_PATIENT_SYSTEM=SYSTEM,
         DICOM_PUBLIC_BASE_URL="https://imaging.example.org",
         DICOM_FOLLOWER_SCHEDULE=NEVER,
-        DICOM_FOLLOWER_HOLD_SECONDS="1",
+        DICOM_FOLLOWER_HOLD_SECONDS="1" if STUDIES <= 100 else "5",
         DICOM_FAULT_FILE=str(armed),
     )
 
@@ -238,6 +239,58 @@ def test_a_value_fhir_cannot_take_is_named_in_a_table(server: Server, fhir: Fhir
     assert len(fhir.all("ImagingStudy")) == 1
     (row,) = [r for r in rows(server, "InvalidDicomTagExceptionTable") if r["StudyInstanceUid"] == study]
     assert row["Error"] == "SeriesNumber is no number from 0 to 2147483647."
+
+
+def test_with_validation_enforced_such_a_study_stays_as_it_was_until_it_is_mended(
+    start_server: StartServer, fhir: Fhir
+) -> None:
+    server = start_server(
+        workers=1,
+        own_storage=True,
+        DICOM_FHIR_URL=fhir.url,
+        DICOM_FOLLOWER_SCHEDULE=NEVER,
+        DICOM_FHIR_ENFORCE_VALIDATION="true",
+        DICOM_FHIR_IGNORE_JSON_PARSING_ERRORS="true",
+    )
+    study, series, one = (generate_uid() for _ in range(3))
+    store(server, make_file(study, series, one, StudyDescription="first"))
+    synchronise(server)
+    before = state(fhir)
+    store(server, make_file(study, series, one, StudyDescription="second", SeriesNumber=-5), method="PUT")
+    synchronise(server)
+    assert state(fhir) == before
+    (row,) = rows(server, "DicomFailToStoreExceptionTable")
+    assert row["Error"] == "SeriesNumber is no number from 0 to 2147483647."
+    store(server, make_file(study, series, one, StudyDescription="third"), method="PUT")
+    synchronise(server)
+    assert state(fhir)[f"urn:oid:{study}"]["description"] == "third"
+
+    other = generate_uid()
+    damage(server, study)
+    store(server, make_file(other))
+    start_again(server)
+    synchronise(server)
+    assert f"urn:oid:{other}" in state(fhir)
+    assert len(rows(server, "DicomFailToStoreExceptionTable")) == 1, "the damaged one is in no table"
+    assert "is passed over: The index holds something else than DICOM JSON" in server.log
+    assert fhir.invalid == []
+    server.close()
+
+
+def test_a_study_whose_row_is_damaged_holds_up_no_other_one(server: Server, fhir: Fhir) -> None:
+    study, other = generate_uid(), generate_uid()
+    store(server, make_file(study))
+    damage(server, study)
+    store(server, make_file(other))
+    synchronise(server)
+    assert set(state(fhir)) == {f"urn:oid:{other}"}
+    (row,) = [r for r in rows(server, "DicomFailToStoreExceptionTable") if r["StudyInstanceUid"] == study]
+    assert row["Error"] == "The index holds something else than DICOM JSON of this study."
+
+
+def damage(server: Server, study: str) -> None:
+    """Leave something else than DICOM JSON in a study's row."""
+    query(server, "UPDATE study SET attributes = '{\"00080020\": ' WHERE study_instance_uid = ?", study)
 
 
 def test_a_host_that_dies_at_any_point_leaves_nothing_out(server: Server, fhir: Fhir) -> None:

@@ -46,6 +46,10 @@ class InvalidStudy(NeighbourRefused):
     """A study cannot be what FHIR wants."""
 
 
+class UnreadableStudy(InvalidStudy):
+    """What the index has of a study is no DICOM JSON: a damaged row, or one that somebody else wrote."""
+
+
 def configured() -> bool:
     """Whether a FHIR server is kept in step at all."""
     return bool(settings().fhir_url)
@@ -81,11 +85,22 @@ async def synchronise(partition: str, study: str) -> list[str]:
 
 def _identity(attributes: str) -> PatientIdentity | None:
     config = settings()
-    reader = Reader(json.loads(attributes or "{}"))
+    reader = Reader(_attributes(attributes or "{}"))
     try:
         return fhir.patient_identity(reader, config.fhir_patient_system, config.fhir_use_issuer)
     except fhir.MissingPatient:
         return None
+
+
+def _attributes(text: str) -> dict[str, Any]:
+    """The attributes of a row. Raises UnreadableStudy."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        read = None
+    if not isinstance(read, dict) or not all(isinstance(element, dict) for element in read.values()):
+        raise UnreadableStudy("The index holds something else than DICOM JSON of this study.")
+    return read
 
 
 class _Plan:
@@ -118,7 +133,7 @@ class _Plan:
             self._changes = [Change(existing, delete=True)] if existing else []
             return []
         version = settings().fhir_version
-        of_patient, of_study = Reader(json.loads(indexed.patient)), Reader(json.loads(indexed.attributes))
+        of_patient, of_study = Reader(_attributes(indexed.patient)), Reader(_attributes(indexed.attributes))
         series = _series(indexed, of_study)
         endpoint = self._reference("Endpoint", _NEW_ENDPOINT)
         subject = self._reference("Patient", _NEW_PATIENT)
@@ -158,8 +173,8 @@ def _series(indexed: IndexedStudy, of_study: Reader) -> list[SeriesToMap]:
     offset = {_OFFSET: of_study.attributes[_OFFSET]} if _OFFSET in of_study.attributes else {}
     series = []
     for one in indexed.series:
-        attributes: dict[str, Any] = offset | json.loads(one.attributes)
-        instances = [(i.uid, Reader(json.loads(i.attributes))) for i in one.instances]
+        attributes = offset | _attributes(one.attributes)
+        instances = [(i.uid, Reader(_attributes(i.attributes))) for i in one.instances]
         series.append(SeriesToMap(one.uid, Reader(attributes), instances))
     return series
 
@@ -176,7 +191,13 @@ class _Synchronisation:
         last = entries[-1]
         if last.key.partition != settings().fhir_partition:
             return
-        problems = await synchronise(last.key.partition, last.key.study)
+        try:
+            problems = await synchronise(last.key.partition, last.key.study)
+        except UnreadableStudy as error:
+            if not settings().fhir_ignore_json_parsing_errors:
+                raise
+            log.warning("Change %d is passed over: %s", last.sequence, error)
+            return
         if problems:
             await _keep(last, " ".join(problems), INVALID_TAGS)
 
