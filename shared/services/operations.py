@@ -363,12 +363,11 @@ async def _coordinate(message: Message, again: bool) -> None:
 
 async def _beat(record: Record, steps: list[Step]) -> None:
     before = record.progress
-    record = await _fold(record, steps)
+    record = await _send_steps(await _fold(record, steps))
     if not record.operation.canceling:
         record = await _plan(record)
-    await _send_steps(record)
     await _send_lost(record, steps)
-    progress = replace(record.progress, sent=record.progress.planned)
+    progress = record.progress
     if (progress.cursor is None or record.operation.canceling) and progress.folded == progress.planned:
         await _finish(record, progress)
         return
@@ -409,7 +408,7 @@ async def _fold(record: Record, steps: list[Step]) -> Record:
 
 
 async def _plan(record: Record) -> Record:
-    """Plan pages until enough steps wait, the plan ends, or it is time for a beat."""
+    """Plan pages and send their steps until enough of them wait, the plan ends, or it is time for a beat."""
     deadline = time.monotonic() + _PLANNING_SECONDS
     while (
         record.progress.cursor is not None
@@ -431,6 +430,7 @@ async def _plan(record: Record) -> Record:
         )
         record = await container.operation_table().plan(record, planned, page.steps)
         faults.point("operations.planned")
+        record = await _send_steps(record)
     return record
 
 
@@ -441,12 +441,17 @@ def _check(page: Page) -> None:
         raise ValueError("A step is too large.")
 
 
-async def _send_steps(record: Record) -> None:
-    """Send the messages of steps that none was sent of; of some, after a crash, a second one."""
-    numbers = range(max(record.progress.sent, record.progress.folded), record.progress.planned)
+async def _send_steps(record: Record) -> Record:
+    """Send the messages of steps that none was sent of; after a crash, a second one of those of a page.
+
+    The next change of the record says that they were sent.
+    """
+    progress = record.progress
+    numbers = range(max(progress.sent, progress.folded), progress.planned)
     await _send_all(record.operation.id, numbers)
     if numbers:
         faults.point("operations.steps_sent")
+    return replace(record, progress=replace(progress, sent=progress.planned))
 
 
 async def _send_lost(record: Record, steps: list[Step]) -> None:
