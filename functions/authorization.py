@@ -54,6 +54,17 @@ async def check(request: Request, access: Access) -> None:
         raise Forbidden(f"The caller has no role that allows the data action {access.action} here.")
 
 
+def may(request: Request, action: Action, partition: str | None) -> bool:
+    """Whether the caller of a request that :func:`check` let pass may do ``action`` in a partition, too.
+
+    None stands for all of them. For routes that learn from what they find which partition they act in.
+    """
+    if not settings().auth_authority:
+        return True
+    caller: Caller = request.state.caller
+    return caller.may(action, ALL_PARTITIONS if partition is None else partition)
+
+
 def _allowed(caller: Caller, access: Access, action: Action, partition: str) -> bool:
     if access.scope == "any":
         return caller.may_somewhere(action)

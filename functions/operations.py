@@ -1,4 +1,8 @@
-"""Long-running operations (the ancestor's extension): ``GET`` and ``DELETE /v2/operations/{id}``."""
+"""Long-running operations (the ancestor's extension): ``GET`` and ``DELETE /v2/operations/{id}``.
+
+The path names no partition, the operation does: a caller needs the action there. To others the operation is
+one that does not exist.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
 
-from functions import http, routes
+from functions import authorization, http, routes
 from shared import services
+from shared.errors import NotFound
 from shared.services.access import Action
 
 if TYPE_CHECKING:
@@ -24,7 +29,7 @@ _RETRY_AFTER = "2"
 )
 async def read_operation(request: Request) -> Response:
     """200 with the outcome of an operation that has ended, 202 while it runs."""
-    return _status(request, await services.operations.get(request.path_params["operation"]))
+    return _status(request, await _find(request, Action.READ))
 
 
 @http.route(
@@ -32,7 +37,18 @@ async def read_operation(request: Request) -> Response:
 )
 async def cancel_operation(request: Request) -> Response:
     """Cancel an operation: 202 until nothing of it runs any more, 200 where it is canceled already."""
-    return _status(request, await services.operations.cancel(request.path_params["operation"]))
+    operation = await _find(request, Action.MANAGE)
+    return _status(request, await services.operations.cancel(operation.id))
+
+
+async def _find(request: Request, action: Action) -> Operation:
+    """The operation of the path. Raises NotFound, also where the caller may not do this to it."""
+    operation = await services.operations.get(request.path_params["operation"])
+    if operation.partition is not None:
+        request.state.resource = {"partition": operation.partition}  # for the audit trail
+    if not authorization.may(request, action, operation.partition):
+        raise NotFound(services.operations.NONE_SUCH)
+    return operation
 
 
 def accepted(request: Request, operation: Operation) -> Response:

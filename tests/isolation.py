@@ -177,6 +177,14 @@ class Tenant:
             for id in other.imports[-2:]:
                 assert self.get(f"import/{id}/report").status_code == 404
 
+    def read_operations(self) -> None:
+        """What operations of one's own say has nothing of another."""
+        for id in self.imports[-2:]:
+            response = self.http.get(f"{self.server.v2}/operations/{id}")
+            assert response.status_code == 200
+            assert f"import/{id}/report" in response.text
+            self.look_through(response)
+
     def forget(self, prefix: str) -> int:
         """Delete what is below a path; the status."""
         response = self.request("DELETE", prefix)

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -13,9 +14,12 @@ import pytest
 
 import function_app  # noqa: F401 - registers the endpoints
 from functions.http import ENDPOINTS, Endpoint
+from shared.operations.operation import Operation
 from shared.security.roles import Action, Roles
+from shared.services import operations
 from tests import oidc_issuer
 from tests.conftest import Server, StartServer
+from tests.export_target import Target
 from tests.oidc_issuer import AUDIENCE, TENANT, Issuer
 
 ROLES = {
@@ -41,7 +45,7 @@ NO_PARTITION = {
     *("read_operation", "cancel_operation", "list_query_tags", "read_query_tag"),
     *("read_openapi", "retrieve_capabilities"),
 }
-"""Routes that a role for any partition opens."""
+"""Routes that a role for any partition opens; whose operation it opens is tested by itself."""
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,7 @@ def secured(start_server: StartServer, issuer: Issuer, tmp_path_factory: pytest.
         DICOM_AUTH_TENANT=TENANT,
         DICOM_ROLES_FILE=str(roles),
         DICOM_AUTH_ANONYMOUS="true",
+        DICOM_AUDIT="true",
     )
 
 
@@ -148,6 +153,99 @@ def test_every_route_with_every_caller(
     ):
         status = send(http, endpoint, method, token, partition)
         assert status in expected, (partition, expected, status)
+
+
+@dataclass(frozen=True)
+class Started:
+    """An operation that a caller started in a partition; None: the whole server."""
+
+    type: str
+    path: str
+    partition: str | None
+
+
+@pytest.fixture(scope="module")
+def started(secured: Server, http: httpx.Client, issuer: Issuer) -> list[Started]:
+    """An operation of every type in the partition ``a`` or, where it has none, on the whole server; updates in
+    others."""
+    where = {
+        "type": "azureblob",
+        "settings": Target(secured.environment["AzureWebJobsStorage"]).by_connection(),
+    }
+    update = {"studyInstanceUids": [UID], "changeDataset": {"00081030": {"vr": "LO", "Value": ["x"]}}}
+    source = {"type": "identifiers", "settings": {"values": [UID]}}
+    tags = [{"path": "SliceThickness", "level": "Instance"}]
+    found = []
+    for type, path, body, partition in (
+        ("export", "partitions/a/export", {"source": source, "destination": where}, "a"),
+        ("import", "partitions/a/import", {"source": where}, "a"),
+        ("update", "partitions/a/studies/$bulkUpdate", update, "a"),
+        ("update", "partitions/A/studies/$bulkUpdate", update, "A"),
+        ("update", "studies/$bulkUpdate", update, "Microsoft.Default"),
+        ("reindex", "extendedquerytags", tags, None),
+    ):
+        role = {"a": "Clinic A", "Microsoft.Default": "Clinic of all others"}.get(partition or "")
+        headers = {"Authorization": f"Bearer {issuer.token(role or 'DICOM Data Owner')}"}
+        response = http.post(f"/v2/{path}", json=body, headers=headers)
+        assert response.status_code == 202, response.text
+        found.append(Started(type, f"/v2/operations/{response.json()['id']}", partition))
+    return found
+
+
+def test_operations_of_every_type_are_told_apart(started: list[Started]) -> None:
+    assert {one.type for one in started} | {"deletetag"} == operations.KINDS.keys()
+    assert Operation("0" * 32, "deletetag", "running", {}, "", "").partition is None
+
+
+@pytest.mark.parametrize(
+    ("role", "reads", "cancels"),
+    [
+        ("DICOM Data Owner", {"a", "A", "Microsoft.Default", None}, {"a", "A", "Microsoft.Default", None}),
+        ("DICOM Data Reader", {"a", "A", "Microsoft.Default", None}, set()),
+        ("Clinic A", {"a"}, {"a"}),
+        ("Clinic of all others", {"Microsoft.Default"}, {"Microsoft.Default"}),
+    ],
+)
+def test_an_operation_of_another_partition_is_as_one_that_does_not_exist(
+    http: httpx.Client,
+    issuer: Issuer,
+    started: list[Started],
+    role: str,
+    reads: set[str | None],
+    cancels: set[str | None],
+) -> None:
+    headers = {"Authorization": f"Bearer {issuer.token(role)}"}
+    for method, may in (("GET", reads), ("HEAD", reads), ("DELETE", cancels)):
+        unknown = http.request(method, f"/v2/operations/{'0' * 32}", headers=headers)
+        for one in started:
+            response = http.request(method, one.path, headers=headers)
+            if one.partition in may:
+                assert response.status_code in (200, 202, 409), (method, one)
+            else:
+                assert response.status_code == unknown.status_code == (404 if may else 403), (method, one)
+                assert response.content == unknown.content
+                assert {*response.headers} == {*unknown.headers}
+
+
+def test_who_may_cancel_elsewhere_alone_cancels_nothing(
+    http: httpx.Client, issuer: Issuer, started: list[Started]
+) -> None:
+    headers = {"Authorization": f"Bearer {issuer.token('DICOM Data Reader', 'Clinic A')}"}
+    for one in started:
+        assert http.get(one.path, headers=headers).status_code in (200, 202)
+        if one.partition != "a":
+            assert http.delete(one.path, headers=headers).status_code == 404
+
+
+def test_the_audit_trail_says_whose_operation_was_asked_for_in_vain(
+    secured: Server, http: httpx.Client, issuer: Issuer, started: list[Started]
+) -> None:
+    headers = {"Authorization": f"Bearer {issuer.token('Clinic of all others', oid='curious')}"}
+    assert http.get(started[0].path, headers=headers).status_code == 404
+    (event,) = (
+        json.loads(line[line.index("{") :]) for line in secured.log.splitlines() if '"curious"' in line
+    )
+    assert (event["transaction"], event["partition"], event["status"]) == ("read_operation", "a", 404)
 
 
 def test_a_challenge_says_where_tokens_come_from_and_what_is_wrong(secured: Server, issuer: Issuer) -> None:

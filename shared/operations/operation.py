@@ -63,7 +63,8 @@ class Operation:
     """A long-running operation as its clients see it, and what its kind needs.
 
     ``id`` is 32 hexadecimal digits, ``input`` what it was started with, ``resources`` paths below the base
-    path. ``percent_complete`` is 100 only when it has succeeded.
+    path. ``percent_complete`` is 100 only when it has succeeded. An operation on one partition has its name
+    in ``input`` as ``partition``.
     """
 
     id: str
@@ -82,6 +83,11 @@ class Operation:
     def ended(self) -> bool:
         """Whether nothing of it will change any more."""
         return self.status in ENDED
+
+    @property
+    def partition(self) -> str | None:
+        """The partition it works on; None: the whole server, as that of one whose input names none."""
+        return self.input.get("partition") if isinstance(self.input, dict) else None
 
 
 class Unfinished(Exception):

@@ -100,6 +100,9 @@ _NEVER_CREATED_SECONDS = 3600
 
 _ID = re.compile("[0-9a-f]{32}")
 
+NONE_SUCH = "There is no such operation."
+"""What a caller is told of an unknown id, and of an operation that is none of the caller's business."""
+
 Message = dict[str, Any]
 
 
@@ -109,7 +112,8 @@ Message = dict[str, Any]
 async def start(type: str, input: Json, resources: Sequence[str] = (), id: str | None = None) -> Operation:
     """Start an operation; one that was started with the same ``id``, type and input before is returned.
 
-    ``input`` is kept in Table Storage: no secrets. ``resources`` are paths below the base path. Raises
+    ``input`` is kept in Table Storage: no secrets. Its ``partition`` says which callers see the operation;
+    without, those who may act on the whole server. ``resources`` are paths below the base path. Raises
     InvalidRequest where the input is too large, Conflict where ``id`` is another operation's.
     """
     operation = await announce(type, input, resources, id or uuid.uuid4().hex)
@@ -181,7 +185,7 @@ async def cancel(id: str) -> Operation:
 async def _find(id: str) -> Record:
     record = await container.operation_table().find(id.lower()) if _ID.fullmatch(id.lower()) else None
     if record is None:
-        raise NotFound("There is no such operation.")
+        raise NotFound(NONE_SUCH)
     return record
 
 

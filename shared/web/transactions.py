@@ -20,6 +20,7 @@ _ABSENT = "the study, series or instance does not exist"
 _ACCEPT = "Accept allows nothing that can be sent"
 _BUG = "a defect of the server; the body names an incident of its log"
 _UNAVAILABLE = "Blob Storage or SQL does not answer; Retry-After says when to try again"
+_NO_OPERATION = "there is no such operation, it ended longer ago than such are kept, or the caller may not do this where it works"
 _NO_WORKITEM = "the workitem does not exist"
 _LARGE_WORKITEM = "the body is larger than 1 MiB"
 _NO_DATA_SET = "the body is neither application/dicom+json nor application/dicom+xml"
@@ -360,7 +361,7 @@ TRANSACTIONS = {
             200: "the operation has ended: succeeded, failed or canceled",
             202: "the operation runs; Retry-After says when to ask again",
             403: _UNSAFE,
-            404: "there is no such operation, or it ended longer ago than such are kept",
+            404: _NO_OPERATION,
             500: _BUG,
             503: "Table Storage does not answer; Retry-After says when to try again",
         },
@@ -375,7 +376,7 @@ TRANSACTIONS = {
             200: "the operation is canceled",
             202: "the operation ends as soon as nothing of it runs any more",
             403: _UNSAFE,
-            404: "there is no such operation, or it ended longer ago than such are kept",
+            404: _NO_OPERATION,
             409: "the operation has succeeded or failed already",
             500: _BUG,
             503: "Table Storage does not answer; Retry-After says when to try again",
