@@ -7,6 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +17,7 @@ from pydantic import (
     HttpUrl,
     IPvAnyNetwork,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -102,6 +104,20 @@ class Query(_Section):
     maximum_results: int = Field(default=10000, ge=1)
 
 
+class Worklist(_Section):
+    """``time_zone`` (a name such as Europe/Berlin): where start times are shown whose own zone is known."""
+
+    time_zone: str = ""
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return ZoneInfo(value).key if value else value
+        except (KeyError, ValueError, OSError):  # not found, no name at all, a folder of the names
+            raise ValueError("this machine knows no such time zone") from None
+
+
 class Metrics(_Section):
     """Where /metrics and /health answer."""
 
@@ -148,6 +164,7 @@ class Configuration(_Section):
     tls: Tls | None = None
     forward: Forward = Forward()
     query: Query = Query()
+    worklist: Worklist = Worklist()
     metrics: Metrics = Metrics()
 
     @model_validator(mode="after")

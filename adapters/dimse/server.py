@@ -166,7 +166,8 @@ class DimseServer:
         self._metrics.count("dimse_finds_total")
         partition, limit = self._route(event).partition, self._configuration.query.maximum_results
         if event.context.abstract_syntax == ModalityWorklistInformationFind:
-            return worklist.find(self._server, partition, event.identifier, limit, event)
+            zone = self._configuration.worklist.time_zone
+            return worklist.find(self._server, partition, event.identifier, limit, event, zone)
         root = event.context.abstract_syntax in _PATIENT_ROOT
         return find.find(self._server, partition, event.identifier, root, limit, event)
 
