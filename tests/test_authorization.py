@@ -166,8 +166,7 @@ class Started:
 
 @pytest.fixture(scope="module")
 def started(secured: Server, http: httpx.Client, issuer: Issuer) -> list[Started]:
-    """An operation of every type in the partition ``a`` or, where it has none, on the whole server; updates in
-    others."""
+    """Operations of the partition ``a``, of others, and of the whole server."""
     where = {
         "type": "azureblob",
         "settings": Target(secured.environment["AzureWebJobsStorage"]).by_connection(),
