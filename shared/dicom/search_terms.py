@@ -115,18 +115,15 @@ class Position:
     key: int
 
 
-@dataclass(frozen=True)
-class SearchQuery:
-    """One QIDO-RS search.
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What every search has.
 
-    ``resource`` restricts it to a study or series; ``requested`` holds the tags that were matched or
-    named by ``includefield``, ``include_all`` is ``includefield=all``. Results are in the order of ``order``,
-    then the newest first; the page begins ``after`` a position, or at ``offset``. ``query_tags`` are the
-    extended query tags that are returned.
+    ``requested`` holds the tags that were matched or named by ``includefield``, ``include_all`` is
+    ``includefield=all``. Results are in the order of ``order``, then the newest first; the page begins
+    ``after`` a position, or at ``offset``.
     """
 
-    level: Level
-    resource: Resource
     terms: tuple[Term, ...] = ()
     requested: frozenset[str] = frozenset()
     include_all: bool = False
@@ -134,6 +131,16 @@ class SearchQuery:
     offset: int = 0
     order: tuple[Order, ...] = ()
     after: Position | None = None
+
+
+@dataclass(frozen=True)
+class SearchQuery(Query):
+    """One QIDO-RS search. ``resource`` restricts it to a study or series; ``query_tags`` are the extended
+    query tags that are returned.
+    """
+
+    level: Level
+    resource: Resource
     query_tags: tuple[QueryTag, ...] = ()
 
     @property

@@ -220,7 +220,7 @@ def _page(query: SearchQuery) -> sa.Select[Any]:
 
 def matching_instances(resource: Resource, terms: Sequence[Term]) -> tuple[sa.FromClause, list[Condition]]:
     """Instances joined to their series and studies, and the conditions for those that ``terms`` match."""
-    query = SearchQuery(Level.INSTANCE, resource, tuple(terms))
+    query = SearchQuery(Level.INSTANCE, resource, terms=tuple(terms))
     rows = _with_parents(tables.instance, Level.INSTANCE, set(Level))
     return rows, _conditions(query, replace(_plan(query), leads=False))[0]
 
