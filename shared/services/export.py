@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 TYPE = "export"
 
-_STEP_INSTANCES = 50
+_STEP_INSTANCES = 16  # what is exported again when a worker dies on the way
 _STEP_BYTES = 1024**3
 _PAGE = 1000
 _PAGE_STATEMENTS = 200
