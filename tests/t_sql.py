@@ -17,6 +17,9 @@ _DIALECT = mssql.dialect()  # type: ignore[no-untyped-call]
 _DIALECT._supports_offset_fetch = True  # SQL Server 2012 and later
 _ELSEWHERE = re.compile(r"\b(LIMIT|USING|RETURNING|ON CONFLICT|REPLACE INTO|json_each)\b")
 
+CHECKED = (sa.Select, sa.CompoundSelect, sa.Insert, sa.Update, sa.Delete)
+"""What is looked at: not text, and no definitions of tables."""
+
 _seen: set[Any] = set()
 
 
@@ -26,7 +29,7 @@ def watch() -> None:
 
 
 def _look(_connection: Any, statement: Any, several: Any, parameters: Any, _options: Any) -> None:
-    if not isinstance(statement, sa.Select | sa.CompoundSelect | sa.Insert | sa.Update | sa.Delete):
+    if not isinstance(statement, CHECKED):
         return
     given = parameters or (several[0] if several else {})
     names = list(given[0] if isinstance(given, list | tuple) else given)
