@@ -106,7 +106,7 @@ async def gone(operation: Operation) -> bool:
     return False
 
 
-async def test_steps_have_up_to_50_instances_and_every_instance_is_in_one(
+async def test_steps_have_up_to_16_instances_and_every_instance_is_in_one(
     services: Any, target: Target
 ) -> None:
     one, two = generate_uid(), generate_uid()
@@ -115,7 +115,7 @@ async def test_steps_have_up_to_50_instances_and_every_instance_is_in_one(
     services.setattr(export, "_PAGE", 60)
     operation = await started(target, one, two, "1.2.3")
     steps = await planned(operation)
-    assert max(map(len, steps)) == 50
+    assert max(map(len, steps)) == 16
     items = [item for step in steps for item in step]
     assert len(items) == 221
     assert len({tuple(item) for item in items if isinstance(item, list)}) == 220
