@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Request, Response
@@ -10,20 +11,23 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from functions import http, routes
 from shared import services
 
+if TYPE_CHECKING:
+    from shared.services.health import Dependency, Report
+
 blueprint = func.Blueprint()
 
 
 @http.route(blueprint, routes.HEALTH, ["GET", "HEAD"], action=None, partitioned=False)
 async def check_health(request: Request) -> Response:
-    """200 when every dependency answers, else 503; the body says which does not."""
+    """200 when every dependency answers, else 503; the body says which does not, or not as it should."""
     report = await services.health.check()
     body = json.dumps(
         {
-            "overallStatus": "Healthy" if report.healthy else "Unhealthy",
+            "overallStatus": _status(report),
             "dependencies": [
                 {
                     "name": d.name,
-                    "status": "Healthy" if d.healthy else "Unhealthy",
+                    "status": _status(d),
                     "description": d.description,
                 }
                 for d in report.dependencies
@@ -36,3 +40,7 @@ async def check_health(request: Request) -> Response:
     return Response(
         body, status_code=200 if report.healthy else 503, media_type="application/json", headers=headers
     )
+
+
+def _status(what: Dependency | Report) -> str:
+    return "Unhealthy" if not what.healthy else "Degraded" if what.degraded else "Healthy"

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -48,6 +49,23 @@ def new(file: Path, server: str = SERVER) -> Iterator[str]:
             f"ALTER DATABASE {name} SET SINGLE_USER WITH ROLLBACK IMMEDIATE",
             f"DROP DATABASE {name}",
         )
+
+
+def pretend_sql_server(database: Database, snapshot: int | None) -> None:
+    """Have a migrated database of SQLite taken for one of SQL Server, where its setting is asked for: on (1),
+    off (0) or not told (None)."""
+
+    @sa.event.listens_for(database.engine, "connect")
+    def _answer(connection: Any, _record: Any) -> None:
+        connection.create_function("db_name", 0, lambda: "dicom")
+        connection.execute("ATTACH ':memory:' AS sys")
+        connection.execute("CREATE TABLE sys.databases (name, is_read_committed_snapshot_on)")
+        connection.execute("INSERT INTO sys.databases VALUES ('master', 0)")
+        if snapshot is not None:
+            connection.execute("INSERT INTO sys.databases VALUES ('dicom', ?)", (snapshot,))
+
+    database.engine.dispose()  # connections made before know nothing of it
+    database.engine.dialect.name = "mssql"
 
 
 def _administer(url: sa.URL, *statements: str) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from azurefunctions.extensions.http.fastapi import Request
 
 from devhost.azurite import connection_string, free_ports
+from functions.health import check_health
 from shared import container, services
 from shared.sql.engine import Database
+from shared.sql.migrations import READERS_WAIT
+from tests import databases
 from tests.conftest import NewSqlUrl, Server, StartServer
 
 LIMIT_SECONDS = 15
@@ -87,3 +92,17 @@ async def test_a_malformed_setting_is_a_finding(
     assert [d.healthy for d in report.dependencies] == [False, False, False, True]
     assert all("ValueError" in d.description for d in report.dependencies if not d.healthy)
     assert all("key" not in d.description for d in report.dependencies)
+
+
+@pytest.mark.skipif(databases.NOT_SQLITE, reason="a server answers for itself")
+@pytest.mark.parametrize(("snapshot", "status"), [(1, "Healthy"), (0, "Degraded")])
+async def test_a_database_whose_readers_wait_answers_and_is_degraded(
+    in_process: None, snapshot: int, status: str
+) -> None:
+    await container.database().ping()
+    databases.pretend_sql_server(container.database(), snapshot)
+    response = await check_health(Request({"type": "http", "method": "GET", "headers": []}))
+    body = json.loads(response.body)
+    assert (response.status_code, body["overallStatus"]) == (200, status)
+    sql = next(found for found in body["dependencies"] if found["name"] == "Sql")
+    assert sql == {"name": "Sql", "status": status, "description": "" if snapshot else READERS_WAIT}

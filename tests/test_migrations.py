@@ -28,6 +28,7 @@ from sqlglot import exp
 from shared.errors import DependencyUnavailable
 from shared.sql import migrations, tables
 from shared.sql.engine import Database
+from tests import databases, t_sql
 from tests.conftest import NewSqlUrl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,6 +248,30 @@ def test_the_lock_of_an_upgrade_is_t_sql_and_says_when_it_is_refused() -> None:
     statements = sqlglot.parse(migrations.LOCK, read="tsql", error_level=sqlglot.ErrorLevel.RAISE)
     assert len(statements) == 4
     assert migrations.LOCK.endswith("SELECT @granted")
+
+
+def test_the_setting_of_snapshots_is_asked_for_in_t_sql() -> None:
+    sql = t_sql.compiled(migrations.SNAPSHOT)
+    t_sql.check(sql)
+    assert " ".join(sql.split()) == (
+        "SELECT d.is_read_committed_snapshot_on FROM sys.databases AS d WHERE d.name = db_name()"
+    )
+
+
+def test_readers_do_not_wait_on_the_servers_that_tests_run_on(database: Database) -> None:
+    assert not database.run(False, migrations.readers_wait)
+
+
+@pytest.mark.skipif(databases.NOT_SQLITE, reason="a server answers for itself")
+@pytest.mark.parametrize(("setting", "wait"), [(1, False), (0, True), (None, False)])
+def test_a_database_whose_readers_wait_is_used_and_the_log_says_so(
+    database: Database, caplog: pytest.LogCaptureFixture, setting: int | None, wait: bool
+) -> None:
+    migrations.migrate(database)
+    caplog.clear()
+    databases.pretend_sql_server(database, setting)
+    migrations.migrate(database)
+    assert [record.getMessage() for record in caplog.records] == [migrations.READERS_WAIT] * wait
 
 
 def test_identifiers_are_compared_byte_by_byte_on_sql_server() -> None:

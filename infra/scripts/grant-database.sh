@@ -6,7 +6,7 @@ set -eu
 sqlcmd -S "$SQL_SERVER" -d "$SQL_DATABASE" --authentication-method ActiveDirectoryDefault -b -v identity="$APP_IDENTITY_NAME" -Q "
 IF NOT EXISTS (SELECT 1 FROM sys.database_principals WHERE name = N'\$(identity)')
     CREATE USER [\$(identity)] FROM EXTERNAL PROVIDER;
-IF EXISTS (SELECT 1 FROM sys.databases WHERE database_id = DB_ID() AND is_read_committed_snapshot_on = 0)
+IF EXISTS (SELECT 1 FROM sys.databases WHERE name = DB_NAME() AND is_read_committed_snapshot_on = 0)
     ALTER DATABASE CURRENT SET READ_COMMITTED_SNAPSHOT ON WITH ROLLBACK IMMEDIATE;
 ALTER ROLE db_datareader ADD MEMBER [\$(identity)];
 ALTER ROLE db_datawriter ADD MEMBER [\$(identity)];

@@ -15,11 +15,15 @@ _TIMEOUT_SECONDS = 10
 
 @dataclass(frozen=True)
 class Dependency:
-    """One dependency; ``description`` says in one sentence what is wrong, or is empty."""
+    """One dependency; ``description`` says in one sentence what is wrong, or is empty.
+
+    One that is ``degraded`` answers, but is not as it should be.
+    """
 
     name: str
     healthy: bool
     description: str = ""
+    degraded: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Report:
     def healthy(self) -> bool:
         """Whether every dependency answers."""
         return all(dependency.healthy for dependency in self.dependencies)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether any dependency is not as it should be."""
+        return any(dependency.degraded for dependency in self.dependencies)
 
 
 async def check() -> Report:
@@ -48,24 +57,25 @@ async def check() -> Report:
                 _probe("BlobStorage", lambda: container.blob_store().ping()),
                 _probe("TableStorage", _ping_tables),
                 _probe("QueueStorage", lambda: container.operation_queue().ping()),
-                _probe("Sql", lambda: container.database().ping()),
+                _probe("Sql", _ping_sql),
                 *(_lag(*names) for names in followers),
             )
         )
     )
 
 
-async def _probe(name: str, ask: Callable[[], Awaitable[object]]) -> Dependency:
-    """Ask one dependency; a client that cannot even be built is a finding, too."""
+async def _probe(name: str, ask: Callable[[], Awaitable[str | None]]) -> Dependency:
+    """Ask one dependency, which may say what is not as it should be; a client that cannot even be built is a
+    finding, too."""
     try:
-        await asyncio.wait_for(ask(), _TIMEOUT_SECONDS)
+        complaint = await asyncio.wait_for(ask(), _TIMEOUT_SECONDS)
     except DependencyUnavailable as error:
         return Dependency(name, False, str(error))
     except TimeoutError:
         return Dependency(name, False, f"No answer within {_TIMEOUT_SECONDS} seconds.")
     except Exception as error:
         return Dependency(name, False, f"The check failed with {type(error).__name__}.")
-    return Dependency(name, True)
+    return Dependency(name, True, complaint or "", degraded=bool(complaint))
 
 
 async def _lag(name: str, consumer: str) -> Dependency:
@@ -75,6 +85,13 @@ async def _lag(name: str, consumer: str) -> Dependency:
     except (DependencyUnavailable, TimeoutError):
         return Dependency(name, True, "How far it is could not be found out.")
     return Dependency(name, True, str(behind))
+
+
+async def _ping_sql() -> str:
+    from shared.sql.migrations import READERS_WAIT, readers_wait
+
+    await container.database().ping()
+    return READERS_WAIT if await container.database().read(readers_wait) else ""
 
 
 async def _ping_tables() -> None:

@@ -321,7 +321,7 @@ _SCHEMAS: Json = {
         "type": "object",
         "required": ["overallStatus", "dependencies"],
         "properties": {
-            "overallStatus": {"enum": ["Healthy", "Unhealthy"]},
+            "overallStatus": {"enum": ["Healthy", "Degraded", "Unhealthy"]},
             "dependencies": {
                 "type": "array",
                 "items": {
@@ -329,7 +329,7 @@ _SCHEMAS: Json = {
                     "required": ["name", "status", "description"],
                     "properties": {
                         "name": {"type": "string"},
-                        "status": {"enum": ["Healthy", "Unhealthy"]},
+                        "status": {"enum": ["Healthy", "Degraded", "Unhealthy"]},
                         "description": {"type": "string"},
                     },
                 },
