@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from azure.data.tables import TableServiceClient, UpdateMode
 from azure.storage.blob import BlobServiceClient, ContainerClient
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -244,6 +245,36 @@ def test_operations_stay_in_the_trace_that_began_them_and_tell_of_no_patient(
     assert {e["tags"]["ai.cloud.role"] for e in monitor.envelopes()} == {SERVICE}
     posted = b"\n".join(body for _, body in [*collector.posted, *monitor.posted]).lower()
     assert [secret for secret in NEVER if secret in posted or secret in measured.log.lower().encode()] == []
+
+
+def test_an_operation_that_a_timer_wakes_goes_on_in_the_trace_that_is_kept_with_it(
+    measured: Server, collector: Receiver
+) -> None:
+    """The row of one that has ended is put back to where a lost message would have left it."""
+    begun, kept = f"{0xA1:032x}", f"{0xA2:032x}"
+    change = {"00081030": {"vr": "LO", "Value": ["x"]}}
+    response = httpx.post(
+        f"{measured.v2}/studies/$bulkUpdate",
+        json={"studyInstanceUids": [generate_uid()], "changeDataset": change},
+        headers={"traceparent": f"00-{begun}-00f067aa0ba902b7-01"},
+        timeout=60,
+    )
+    id = response.json()["id"]
+    wait_for_end(response.headers["Location"])
+    tables = TableServiceClient.from_connection_string(measured.environment["AzureWebJobsStorage"])
+    row = tables.get_table_client("operations").get_entity(id, "operation")
+    assert row["Traceparent"].startswith(f"00-{begun}-")
+    lost = {"Status": "running", "Updated": "2026-01-01T00:00:00.000Z"}
+    lost["Traceparent"] = f"00-{kept}-00f067aa0ba902b7-01"
+    tables.get_table_client("operations").update_entity(
+        {"PartitionKey": id, "RowKey": "operation", **lost}, UpdateMode.MERGE
+    )
+    tables.get_table_client("operationindex").upsert_entity({"PartitionKey": "active", "RowKey": id})
+    measured.run_function("tend_operations")
+    wait_for_end(response.headers["Location"])
+    eventually(
+        lambda: any(s.name == "coordinate_operation" and s.trace_id.hex() == kept for s in collector.spans())
+    )
 
 
 def _none() -> Any:

@@ -63,7 +63,8 @@ class Operation:
     """A long-running operation as its clients see it, and what its kind needs.
 
     ``id`` is 32 hexadecimal digits, ``input`` what it was started with, ``resources`` paths below the base
-    path. ``percent_complete`` is 100 only when it has succeeded. An operation on one partition has its name
+    path. ``percent_complete`` is 100 only when it has succeeded. ``traceparent`` is the trace of the request
+    that started it, where there is telemetry (W3C Trace Context). An operation on one partition has its name
     in ``input`` as ``partition``.
     """
 
@@ -78,6 +79,7 @@ class Operation:
     results: Json = None
     errors: tuple[str, ...] = ()
     canceling: bool = False
+    traceparent: str = ""
 
     @property
     def ended(self) -> bool:

@@ -77,6 +77,7 @@ class OperationTable:
             "Created": operation.created,
             "Resources": json.dumps(operation.resources),
             "CancelRequested": False,
+            "Traceparent": operation.traceparent,
             **_packed("Input", operation.input),
             **_progress_columns(Progress(), operation.created),
         }
@@ -398,6 +399,7 @@ def _record(row: Any) -> Record:
         results=_unpacked("Results", row),
         errors=progress.tally.errors,
         canceling=row["CancelRequested"],
+        traceparent=row.get("Traceparent") or "",
     )
     return Record(operation, progress, row.metadata["etag"])
 

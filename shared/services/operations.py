@@ -132,7 +132,10 @@ async def announce(type: str, input: Json, resources: Sequence[str], id: str) ->
     if type not in KINDS or not _ID.fullmatch(id):
         raise ValueError(f"No operation {type} {id}")
     moment = now()
-    operation = Operation(id, type, NOT_STARTED, input, moment, moment, resources=tuple(resources))
+    trace = telemetry.carried({}).get("traceparent", "")
+    operation = Operation(
+        id, type, NOT_STARTED, input, moment, moment, resources=tuple(resources), traceparent=trace
+    )
     table = container.operation_table()
     if await table.create(operation):
         return operation
@@ -294,8 +297,12 @@ async def _break(message: Message, reason: str) -> None:
     raise DependencyUnavailable("The operation is changing; try again.")
 
 
-async def _send_beat(id: str, beat: int, delay: int) -> None:
-    await container.operation_queue().send(OPERATIONS, {"operation": id, "beat": beat}, delay)
+async def _send_beat(id: str, beat: int, delay: int, traceparent: str = "") -> None:
+    """Send a beat, in the trace of its sender or in that of ``traceparent``."""
+    message: Message = {"operation": id, "beat": beat}
+    if traceparent:
+        message["traceparent"] = traceparent
+    await container.operation_queue().send(OPERATIONS, message, delay)
 
 
 # --- steps -------------------------------------------------------------------------------------------
@@ -518,7 +525,7 @@ async def revive() -> int:
         elif record.operation.ended:
             await table.close_index(record)
         elif record.operation.last_updated < stalled:
-            await _send_beat(id, record.progress.beat, 0)
+            await _send_beat(id, record.progress.beat, 0, record.operation.traceparent)
             revived += 1
     return revived
 

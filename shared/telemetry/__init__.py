@@ -116,7 +116,12 @@ def invocation(name: str, trigger: str, traceparent: str) -> AbstractContextMana
 
 
 def carried(message: dict[str, Any]) -> dict[str, Any]:
-    """The message of a queue, with the trace that whoever receives it goes on with (W3C Trace Context)."""
+    """The message of a queue, with the trace that whoever receives it goes on with (W3C Trace Context).
+
+    One that names a trace keeps it.
+    """
+    if "traceparent" in message:
+        return message
     exporting = _exporting()
     traceparent = "" if exporting is None else exporting.traceparent()
     return message | {"traceparent": traceparent} if traceparent else message
