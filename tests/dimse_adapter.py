@@ -35,10 +35,18 @@ TITLE = "DICOMWEB"
 
 
 class Adapter:
-    """A running adapter. ``extra`` is appended to its configuration, ``routes`` replaces the only one."""
+    """A running adapter. ``extra`` is appended to its configuration, ``listener`` to that of the listener;
+    ``routes`` replaces the only one."""
 
     def __init__(
-        self, folder: Path, url: str, *, routes: str = "", extra: str = "", spool_bytes: int = 10**9
+        self,
+        folder: Path,
+        url: str,
+        *,
+        routes: str = "",
+        extra: str = "",
+        listener: str = "",
+        spool_bytes: int = 10**9,
     ):
         self.folder = folder
         self.port, self.metrics_port = free_ports()[:2]
@@ -48,7 +56,7 @@ class Adapter:
         routes = routes or f'[[routes]]\nae_title = "{TITLE}"\ncalling = ["*"]\nhosts = ["127.0.0.1"]\n'
         self.configuration.write_text(
             f'[server]\nurl = "{url}"\n'
-            f"[listener]\nport = {self.port}\n"
+            f"[listener]\nport = {self.port}\n{listener}"
             f"[metrics]\nport = {self.metrics_port}\n"
             f'[spool]\nfolder = "spool"\nmaximum_bytes = {spool_bytes}\n'
             "[forward]\nfirst_pause_seconds = 0.1\nlongest_pause_seconds = 0.5\nattempts = 3\n"

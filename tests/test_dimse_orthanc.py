@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from pydicom.dataelem import DataElement
 from pydicom.uid import generate_uid
 
 from devhost.azurite import free_ports
+from tests.certificates import Authority
 from tests.conftest import ROOT, Server
 from tests.dicom_files import make_file
 from tests.dimse_adapter import TITLE, Adapter, running
@@ -27,8 +29,10 @@ SYNTAXES = ("CT_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "SC_rgb_jpeg_dcm
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path, port: int, http_port: int, adapter_port: int) -> Iterator[httpx.Client]:
-    """A running Orthanc that knows the adapter."""
+def orthanc(
+    folder: Path, port: int, http_port: int, adapter_port: int, **settings: Any
+) -> Iterator[httpx.Client]:
+    """A running Orthanc that knows the adapter; ``settings`` are added to its configuration."""
     folder.mkdir()
     configuration = {
         "StorageDirectory": str(folder),
@@ -43,6 +47,7 @@ def orthanc(folder: Path, port: int, http_port: int, adapter_port: int) -> Itera
         "DicomAlwaysAllowFind": True,
         "DicomModalities": {"adapter": [TITLE, "127.0.0.1", adapter_port]},
         "Plugins": [],
+        **settings,
     }
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     with (folder / "log").open("wb") as log:
@@ -151,3 +156,49 @@ def test_an_archive_is_migrated_and_the_journal_remembers(
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr
     assert adapter.metrics()["dimse_objects_received_total"] == received, "nothing is moved twice"
+
+
+def test_an_archive_is_migrated_by_tls_alone(server: Server, tmp_path: Path) -> None:
+    """Archive and adapter ask each other for certificates; with the wrong authority nothing is asked for."""
+    tool("Orthanc")
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    ours, theirs = authority.issue("ours"), authority.issue("theirs")
+    port, http_port = free_ports()[:2]
+    tls = (
+        f'[tls]\ncertificate = "{ours.certificate}"\nkey = "{ours.key}"\n'
+        f'client_ca = "{authority.certificate}"\n'
+    )
+    with running(tmp_path / "adapter", f"{server.v2}/partitions/orthanc-tls", extra=tls) as adapter:
+        known = {"AET": TITLE, "Host": "127.0.0.1", "Port": adapter.port, "UseDicomTls": True}
+        settings = {
+            "DicomTlsEnabled": True,
+            "DicomTlsCertificate": str(theirs.certificate),
+            "DicomTlsPrivateKey": str(theirs.key),
+            "DicomTlsTrustedCertificates": str(authority.certificate),
+            "DicomModalities": {"adapter": known},
+        }
+        with orthanc(tmp_path / "data", port, http_port, adapter.port, **settings) as http:
+            study = generate_uid()
+            http.post("/instances", content=make_file(study, frames=0)).raise_for_status()
+            command = [sys.executable, "-m", "adapters.dimse", "migrate"]
+            command += ["--config", str(adapter.configuration), "--from", f"ORTHANC@127.0.0.1:{port}"]
+            command += ["--journal", str(tmp_path / "journal.db")]
+            shown = ["--tls-certificate", str(ours.certificate), "--tls-key", str(ours.key)]
+
+            def migrate(*options: str) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=120
+                )
+
+            for options, said in (
+                (["--tls-ca", str(stranger.certificate), *shown], "does not accept us"),
+                ([], "does not accept us"),
+                (shown, "--tls-ca is missing"),
+                (["--tls-ca", str(tmp_path / "absent")], "--tls-ca: "),
+            ):
+                refused = migrate(*options)
+                assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
+            done = migrate("--tls-ca", str(authority.certificate), *shown)
+            assert done.returncode == 0, done.stdout + done.stderr
+    found = httpx.get(f"{server.v2}/partitions/orthanc-tls/studies?StudyInstanceUID={study}", timeout=60)
+    assert len(found.json()) == 1

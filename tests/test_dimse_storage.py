@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import random
-import ssl
 import subprocess
 import sys
 import threading
@@ -16,10 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 
@@ -27,7 +21,7 @@ from adapters.dimse.spool import Spool, SpoolFull, SpoolInUse
 from tests.audit import query
 from tests.conftest import ROOT, Server, StartServer
 from tests.dicom_files import make_file
-from tests.dimse_adapter import TITLE, Adapter, associated, run_tool, running, send
+from tests.dimse_adapter import TITLE, Adapter, associated, running, send
 from tests.tcp_proxy import Proxy
 
 STORES = int(os.environ.get("DICOM_TEST_KILLED_STORES", "200"))
@@ -47,7 +41,7 @@ def test_acknowledged_objects_survive_kills_of_adapter_and_server(
         started = time.monotonic()
         acknowledged: list[str] = []
         kills = _store_under_kills(server, adapter, tmp_path, acknowledged)
-        adapter.wait_until_empty(120)
+        adapter.wait_until_empty(120 + STORES / 4)
         took = time.monotonic() - started
         print(f"{len(acknowledged)} objects in {took:.0f} s, {kills} kills")
         assert adapter.metrics()["dimse_quarantine_objects"] == 0, adapter.log[-2000:]
@@ -219,61 +213,6 @@ def test_a_spool_and_a_port_belong_to_one_adapter(server: Server, tmp_path: Path
         adapter.configuration.write_text(adapter.configuration.read_text().replace('"spool"', '"other"'))
         third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert (third.returncode, third.stderr) == (1, "The adapter cannot start: Address already in use.\n")
-
-
-def test_tls_asks_for_a_client_certificate_where_it_is_configured(server: Server, tmp_path: Path) -> None:
-    certificate, key = _certificate(tmp_path, "server")
-    client, client_key = _certificate(tmp_path, "client")
-    context = ssl.create_default_context(cafile=str(certificate))
-    context.check_hostname = False
-    tls = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\nclient_ca = "{client}"\n'
-    with running(tmp_path / "adapter", server.v2, extra=tls) as adapter:
-        with associated(adapter.port, tls_args=(context, None)) as association:
-            assert not association.is_established or not association.send_c_echo()
-        context.load_cert_chain(client, client_key)
-        with associated(adapter.port, tls_args=(context, None)) as association:
-            assert association.is_established
-            assert association.send_c_echo().Status == 0
-        run_tool(
-            "echoscu",
-            "+tls",
-            client_key,
-            client,
-            "+cf",
-            certificate,
-            "-aec",
-            TITLE,
-            "127.0.0.1",
-            adapter.port,
-        )
-        with associated(adapter.port) as association:
-            assert not association.is_established
-
-
-def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A certificate that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / f"{name}.crt", folder / f"{name}.key"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return paths
 
 
 def test_a_spool_finds_again_what_it_had(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ PACKAGES = {
     "dcmcjpeg": "dcmtk",
     "dcmcrle": "dcmtk",
     "dcmj2pnm": "dcmtk",
-    **dict.fromkeys(("echoscu", "storescu", "findscu", "movescu", "getscu"), "dcmtk"),
+    **dict.fromkeys(("echoscu", "storescu", "storescp", "findscu", "movescu", "getscu"), "dcmtk"),
     "Orthanc": "orthanc",
 }
 """The package each program is in; ``.ci/run`` installs them."""

@@ -58,6 +58,7 @@ def main() -> int:
     options = parser.parse_args(_with_command(sys.argv[1:]))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold the URLs of searches
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its lines hold data sets
     try:
         configuration = load(options.config)
         return migrate.run(configuration, options) if options.command == "migrate" else serve(configuration)

@@ -80,6 +80,24 @@ class Tls(_Section):
     client_ca: Path | None = None
 
 
+class PeerTls(_Section):
+    """TLS to a peer: ``ca`` signed its certificate, which is of its host unless ``check_host`` is false.
+
+    ``certificate`` and ``key`` are shown to a peer that asks for them. All are files in PEM.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    check_host: bool = True
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        return self
+
+
 class Spool(_Section):
     """Where acknowledged objects wait, and how many bytes may."""
 
@@ -146,11 +164,12 @@ class Route(_Section):
 
 
 class Destination(_Section):
-    """An AE that C-MOVE may send to."""
+    """An AE that C-MOVE may send to; with ``tls`` by TLS alone."""
 
     ae_title: AETitle
     host: str
     port: int = Field(ge=1, le=65535)
+    tls: PeerTls | None = None
 
 
 class Configuration(_Section):
@@ -191,14 +210,23 @@ def load(path: Path) -> Configuration:
 
 
 def _resolved(found: Configuration, folder: Path) -> Configuration:
-    server, spool, tls = found.server, found.spool, found.tls
+    server, spool = found.server, found.spool
     if server.token_file:
         server = server.model_copy(update={"token_file": folder / server.token_file})
     spool = spool.model_copy(update={"folder": folder / spool.folder})
-    if tls:
-        paths = {name: folder / value for name, value in tls if value is not None}
-        tls = tls.model_copy(update=paths)
-    return found.model_copy(update={"server": server, "spool": spool, "tls": tls})
+    tls = _with_paths(found.tls, folder) if found.tls else None
+    destinations = tuple(
+        one.model_copy(update={"tls": _with_paths(one.tls, folder)}) if one.tls else one
+        for one in found.destinations
+    )
+    update = {"server": server, "spool": spool, "tls": tls, "destinations": destinations}
+    return found.model_copy(update=update)
+
+
+def _with_paths(section: _Section, folder: Path) -> _Section:
+    return section.model_copy(
+        update={name: folder / value for name, value in section if isinstance(value, Path)}
+    )
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import datetime as dt
 import re
 import sqlite3
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ from pynetdicom.sop_class import (
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adapters.dimse.config import Configuration, Route
+from adapters.dimse.config import Configuration, ConfigurationError, PeerTls, Route
 from adapters.dimse.dicomweb import DicomWeb, Refused, Unavailable
+from adapters.dimse.tls import client_context
 
 _FOUND, _MOVED, _VERIFIED, _FAILED = "found", "moved", "verified", "failed"
 _PENDING = (0xFF00, 0xFF01)
 _ATTEMPTS = 3
+_CONNECT_SECONDS = 15
 
 
 class MigrationError(Exception):
@@ -116,6 +119,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes besides the configuration."""
     today = dt.date.today().strftime("%Y%m%d")
     parser.add_argument("--from", dest="archive", type=Archive.parse, required=True, metavar="AE@HOST:PORT")
+    parser.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="use TLS; the certificates that signed the archive's"
+    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="certificate to show to it")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of that certificate")
+    parser.add_argument(
+        "--tls-any-host", action="store_true", help="do not ask whether its certificate is of its host"
+    )
     parser.add_argument("--calling", help="AE title to call the archive with (default: the route's)")
     parser.add_argument(
         "--to", help="AE title of the adapter that the archive moves to (default: the first route)"
@@ -146,6 +157,7 @@ def _date(text: str) -> str:
 def run(configuration: Configuration, options: argparse.Namespace) -> int:
     """Find, move, verify, report; 0 when everything is in the server."""
     route = _route(configuration, options.to)
+    options.tls = _tls(options)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
@@ -174,6 +186,19 @@ def _route(configuration: Configuration, ae_title: str | None) -> Route:
     raise MigrationError(f"The adapter has no route {ae_title}.")
 
 
+def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """The TLS to speak to the archive, None for none. Raises ConfigurationError."""
+    certificate, key = options.tls_certificate, options.tls_key
+    if not options.tls_ca:
+        if certificate or key or options.tls_any_host:
+            raise ConfigurationError("--tls-ca is missing: the other options of TLS belong to it.")
+        return None
+    if bool(certificate) != bool(key):
+        raise ConfigurationError("--tls-certificate and --tls-key belong together.")
+    tls = PeerTls(ca=options.tls_ca, certificate=certificate, key=key, check_host=not options.tls_any_host)
+    return client_context(tls, "--tls-")
+
+
 @contextlib.contextmanager
 def _association(options: argparse.Namespace, route: Route) -> Iterator[Association]:
     """An association with the archive. Raises MigrationError."""
@@ -182,7 +207,9 @@ def _association(options: argparse.Namespace, route: Route) -> Iterator[Associat
     ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
     ae.add_requested_context(StudyRootQueryRetrieveInformationModelMove)
     ae.dimse_timeout = 3600  # a large study may take long between two answers
-    association = ae.associate(archive.host, archive.port, ae_title=archive.ae_title)
+    ae.connection_timeout = _CONNECT_SECONDS
+    tls = (options.tls, archive.host) if options.tls else None
+    association = ae.associate(archive.host, archive.port, ae_title=archive.ae_title, tls_args=tls)
     if not association.is_established:
         raise MigrationError(
             f"The archive {archive.ae_title}@{archive.host}:{archive.port} does not accept us."

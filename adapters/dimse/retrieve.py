@@ -6,8 +6,9 @@ transcodes them to one that it accepts. They pass through a file, never through 
 
 from __future__ import annotations
 
+import ssl
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
-from adapters.dimse.config import Destination
 from adapters.dimse.dicomweb import DicomWeb, Json, Refused, Unavailable
 from adapters.dimse.find import (
     CANCELED,
@@ -55,6 +55,20 @@ class Instance:
         return f"studies/{self.study}/series/{self.series}/instances/{self.uid}"
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Where a destination of C-MOVE is, and how it is spoken to by TLS."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+
+    def options(self, opened: Callable[[Association], None], wanted: Iterable[Instance]) -> dict[str, Any]:
+        """What ``Sender.associate`` takes."""
+        tls = (self.tls, self.host) if self.tls else None
+        return {"contexts": contexts(wanted), "tls_args": tls, "opened": opened}
+
+
 class Retrieved(Dataset):  # type: ignore[misc]
     """Stands for an instance in pynetdicom's loop of sub-operations; its bytes are in a file."""
 
@@ -67,16 +81,40 @@ class Retrieved(Dataset):  # type: ignore[misc]
 class Sender(AE):  # type: ignore[misc]
     """An AE whose outgoing associations send ``Retrieved`` from their files.
 
-    ``associate`` takes one more argument, ``opened``, which is given the association.
+    ``associate`` takes one more argument, ``opened``, which is given the association; without it none is
+    opened.
     """
 
-    def associate(self, *arguments: Any, opened: Any = None, **options: Any) -> Association:
+    def associate(
+        self, *arguments: Any, opened: Callable[[Association], None] | None = None, **options: Any
+    ) -> Association | Unreachable:
         """Open an association."""
+        if opened is None:
+            return Unreachable()
         association = super().associate(*arguments, **options)
+        opened(association)
+        if not association.is_established:
+            association.dul.socket.close()
+            return Unreachable()
+        association.dul.socket.socket.settimeout(self.network_timeout)  # it may fall silent midway
         send_from_files(association)
-        if opened is not None:
-            opened(association)
         return association
+
+
+class Unreachable:
+    """In place of an association that the destination did not accept: every sub-operation fails.
+
+    pynetdicom would say that the destination is unknown, and not which instances it did not get.
+    """
+
+    is_established = True
+
+    def send_c_store(self, *_arguments: Any, **_options: Any) -> Dataset:
+        """Fail."""
+        raise RuntimeError("the destination does not accept associations")
+
+    def release(self) -> None:
+        """Nothing is open."""
 
 
 def send_from_files(association: Association) -> None:
@@ -171,7 +209,7 @@ def move(
     folder: Path,
     event: Any,
     patient_root: bool,
-    destinations: dict[str, Destination],
+    destinations: dict[str, Peer],
 ) -> Answers:
     """C-MOVE: sub-operations on an association with a configured destination."""
     destination = destinations.get(str(event.move_destination or "").strip())
@@ -182,12 +220,12 @@ def move(
         wanted = instances(server, partition, event.identifier, patient_root)
     except (BadIdentifier, Unavailable, Refused) as error:
         # the protocol of the handler wants a destination and a number before a status
-        yield destination.host, destination.port, {"contexts": contexts([])}
+        yield destination.host, destination.port
         yield 1
         yield _failure(error), None
         return
     opened: list[Association] = []
-    yield destination.host, destination.port, {"contexts": contexts(wanted), "opened": opened.append}
+    yield destination.host, destination.port, destination.options(opened.append, wanted)
     yield len(wanted)
     yield from _send(server, partition, folder, event, wanted, lambda: opened[0])
 
@@ -218,7 +256,8 @@ def _send(
             return
         with tempfile.NamedTemporaryFile(dir=folder, prefix="retrieve-") as file:
             path = Path(file.name)
-            syntax = syntax_for(instance, association())
+            peer = association()
+            syntax = syntax_for(instance, peer) if peer.is_established else ""
             try:
                 if syntax:
                     server.retrieve(partition, instance.path, syntax, path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import re
-import ssl
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -26,13 +25,18 @@ from pynetdicom.sop_class import (
 )
 
 from adapters.dimse import find, retrieve, worklist
-from adapters.dimse.config import Configuration, Route, Tls
+from adapters.dimse.config import Configuration, Route
 from adapters.dimse.dicomweb import DicomWeb
 from adapters.dimse.metrics import Metrics
 from adapters.dimse.part10 import identity, is_deflated
 from adapters.dimse.spool import Spool, SpoolFull
+from adapters.dimse.tls import client_context, server_context
 
 _LOG = logging.getLogger("adapters.dimse.server")
+
+_CONNECT_SECONDS = 15
+_ASSOCIATE_SECONDS = 30
+_LARGEST_PDU = 1024 * 1024  # what any peer needs to propose, and the largest that the configuration allows
 
 SUCCESS, OTHER_CLASS = 0x0000, 0xB007
 OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000
@@ -60,7 +64,15 @@ class DimseServer:
         self._server = server
         self._metrics = metrics
         self._routes = {route.ae_title: route for route in configuration.routes}
-        self._destinations = {one.ae_title: one for one in configuration.destinations}
+        self._destinations = {
+            one.ae_title: retrieve.Peer(
+                one.host,
+                one.port,
+                client_context(one.tls, f"destinations.{one.ae_title}.tls.") if one.tls else None,
+            )
+            for one in configuration.destinations
+        }
+        self._tls = server_context(configuration.tls, "tls.") if configuration.tls else None
         _configure_library(spool)
         listener = configuration.listener
         self._ae = retrieve.Sender(ae_title=configuration.routes[0].ae_title)
@@ -68,18 +80,21 @@ class DimseServer:
         self._ae.maximum_associations = listener.maximum_associations
         self._ae.network_timeout = listener.idle_seconds
         self._ae.dimse_timeout = listener.idle_seconds
+        self._ae.acse_timeout = min(listener.idle_seconds, _ASSOCIATE_SECONDS)
+        self._ae.connection_timeout = _CONNECT_SECONDS
         self._ae.require_called_aet = False  # the routes decide
         self._add_contexts(listener.sop_classes)
         self._listening: Any = None
 
     def start(self) -> int:
         """Listen; the port."""
-        listener, tls = self._configuration.listener, self._configuration.tls
+        listener = self._configuration.listener
         self._listening = self._ae.start_server(
             (listener.host, listener.port),
             block=False,
-            ssl_context=_ssl_context(tls) if tls else None,
+            ssl_context=self._tls,
             evt_handlers=[
+                (evt.EVT_CONN_OPEN, _opened, [listener.idle_seconds]),
                 (evt.EVT_REQUESTED, self._requested),
                 (evt.EVT_CONN_CLOSE, _closed),
                 (evt.EVT_C_STORE, self._store),
@@ -183,6 +198,21 @@ class DimseServer:
         return retrieve.move(self._server, partition, folder, event, root, self._destinations)
 
 
+def _opened(event: evt.Event, seconds: float) -> None:
+    """Bound what a peer can keep by announcing more than it sends, or falling silent midway."""
+    connection = event.assoc.dul.socket
+    connection.socket.settimeout(seconds)
+    receive = connection.recv
+
+    def bounded(size: int) -> bytearray:
+        if size > _LARGEST_PDU:
+            raise OSError(errno.EMSGSIZE, "a PDU is too large")
+        received: bytearray = receive(size)
+        return received
+
+    connection.recv = bounded
+
+
 def _closed(event: evt.Event) -> None:
     """Remove what an object left that was cut off while it came."""
     message = event.assoc.dimse.message
@@ -201,15 +231,4 @@ def _configure_library(spool: Spool) -> None:
     _config.LOG_HANDLER_LEVEL = "none"
     _config.LOG_REQUEST_IDENTIFIERS = False
     _config.LOG_RESPONSE_IDENTIFIERS = False
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     tempfile.tempdir = str(spool.incoming)
-
-
-def _ssl_context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.certificate, tls.key)
-    if tls.client_ca:
-        context.load_verify_locations(tls.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
