@@ -298,13 +298,15 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _run(python: str, *arguments: str, environment: dict[str, str] | None = None) -> int:
-    """Run Python of the virtual environment in the foreground; Ctrl-C is the child's to handle."""
+    """Run Python of the virtual environment in the foreground; Ctrl-C and SIGTERM are its to handle."""
     process = subprocess.Popen([python, *arguments], cwd=ROOT, env=environment)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -47,7 +47,9 @@ class Adapter:
         extra: str = "",
         listener: str = "",
         spool_bytes: int = 10**9,
+        command: tuple[str, ...] = ("-m", "adapters.dimse", "serve"),
     ):
+        self._command = command
         self.folder = folder
         self.port, self.metrics_port = free_ports()[:2]
         self.spool = folder / "spool"
@@ -69,14 +71,15 @@ class Adapter:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> None:
-        """SIGTERM."""
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
                 self._process.wait(40)
             except subprocess.TimeoutExpired:
                 self.kill()
+        return self._process.returncode
 
     def start(self) -> None:
         """Start it again."""
@@ -101,7 +104,7 @@ class Adapter:
         return self.log_path.read_text()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "adapters.dimse", "serve", "--config", str(self.configuration)]
+        command = [sys.executable, *self._command, "--config", str(self.configuration)]
         with self.log_path.open("ab") as log:
             seen = log.tell()
             process = subprocess.Popen(

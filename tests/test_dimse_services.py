@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -379,3 +380,19 @@ def test_logs_hold_no_patient_data(stored: dict[str, Path], adapter: Adapter) ->
         ds = dcmread(path, stop_before_pixels=True)
         for value in (str(ds.get("PatientName", "")), str(ds.get("PatientID", ""))):
             assert len(value) < 4 or value not in adapter.log
+
+
+def test_dev_py_runs_the_adapter_and_stops_it(server: Server, tmp_path: Path) -> None:
+    study = generate_uid()
+    file = tmp_path / "sent.dcm"
+    file.write_bytes(make_file(study, frames=0))
+    with running(tmp_path / "adapter", server.v2, command=("dev.py", "dimse")) as adapter:
+        run_tool("echoscu", "-aec", TITLE, "127.0.0.1", adapter.port)
+        run_tool("storescu", "-aec", TITLE, "127.0.0.1", adapter.port, file)
+        adapter.wait_until_empty()
+        assert adapter.stop() == 0
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", adapter.port))  # nothing of it is left
+    found = httpx.get(f"{server.v2}/studies?StudyInstanceUID={study}", timeout=60).json()
+    assert len(found) == 1
