@@ -176,26 +176,26 @@ class _Run:
 
     async def _study(self, entries: Sequence[Entry]) -> None:
         """Deliver or give up changes of one study; DependencyUnavailable when there is no time left."""
-        async with self._studies:
-            try:
-                await self._deliver(entries)
+        try:
+            await self._deliver(entries)
+            return
+        except (NeighbourFailed, NeighbourRefused) as error:
+            if not self._consumer.alone or len(entries) == 1:
+                await self._give_up(entries, error)
                 return
+        for entry in entries:
+            try:
+                await self._deliver([entry])
             except (NeighbourFailed, NeighbourRefused) as error:
-                if not self._consumer.alone or len(entries) == 1:
-                    await self._give_up(entries, error)
-                    return
-            for entry in entries:
-                try:
-                    await self._deliver([entry])
-                except (NeighbourFailed, NeighbourRefused) as error:
-                    await self._give_up([entry], error)
+                await self._give_up([entry], error)
 
     async def _deliver(self, entries: Sequence[Entry]) -> None:
         """Try until it is done, is refused for good, or time is over."""
         failures = refusals = waits = 0
         while True:
             try:
-                await self._consumer.deliver(entries)
+                async with self._studies:  # a study that waits for its next try keeps no other one waiting
+                    await self._consumer.deliver(entries)
                 return
             except NeighbourRefused as error:
                 refusals += 1
