@@ -15,14 +15,35 @@ indexStructureDefinitionBundle(readJson("fhir/r4/profiles-types.json"));
 indexStructureDefinitionBundle(readJson("fhir/r4/profiles-resources.json"));
 indexSearchParameterBundle(readJson("fhir/r4/search-parameters.json"));
 
+// Searches look at every resource of a type, slowly. Those for an identifier look only at the few that could match.
+class Repository extends MemoryRepository {
+  searchSync(request) {
+    const all = this.resources.get(request.resourceType);
+    const wanted = request.filters?.find((filter) => filter.code === "identifier" && filter.operator === "equals");
+    if (!all || !wanted) {
+      return super.searchSync(request);
+    }
+    const value = unescaped(wanted.value);
+    const near = [...all].filter(([, one]) => one.identifier?.some((its) => value.includes(unescaped(its.value))));
+    this.resources.set(request.resourceType, new Map(near));
+    try {
+      return super.searchSync(request);
+    } finally {
+      this.resources.set(request.resourceType, all);
+    }
+  }
+}
+
+const unescaped = (text) => String(text).replaceAll("\\", "");
+
 const router = new FhirRouter();
-let repository = new MemoryRepository();
+let repository = new Repository();
 let turn = Promise.resolve(); // one request at a time: the repository in memory does not isolate transactions
 
 async function answer(request, body) {
   const url = new URL(request.url, "http://localhost");
   if (url.pathname === "/clear") {
-    repository = new MemoryRepository();
+    repository = new Repository();
     return [200, {}];
   }
   const query = {};
