@@ -15,26 +15,28 @@ indexStructureDefinitionBundle(readJson("fhir/r4/profiles-types.json"));
 indexStructureDefinitionBundle(readJson("fhir/r4/profiles-resources.json"));
 indexSearchParameterBundle(readJson("fhir/r4/search-parameters.json"));
 
-// Searches look at every resource of a type, slowly. Those for an identifier look only at the few that could match.
+// Searches evaluate a long expression on every resource of a type. Those for an identifier compare it instead.
 class Repository extends MemoryRepository {
   searchSync(request) {
     const all = this.resources.get(request.resourceType);
-    const wanted = request.filters?.find((filter) => filter.code === "identifier" && filter.operator === "equals");
-    if (!all || !wanted) {
+    const wanted = request.filters?.find((filter) => filter.code === "identifier" && filter.operator === "eq");
+    const [system, value] = wanted ? wanted.value.split(/(?<!\\)\|/).map(unescaped) : [];
+    if (!all || value === undefined) {
       return super.searchSync(request);
     }
-    const value = unescaped(wanted.value);
-    const near = [...all].filter(([, one]) => one.identifier?.some((its) => value.includes(unescaped(its.value))));
-    this.resources.set(request.resourceType, new Map(near));
+    const found = [...all].filter(([, one]) =>
+      one.identifier?.some((its) => its.value === value && (its.system ?? "") === system),
+    );
+    this.resources.set(request.resourceType, new Map(found));
     try {
-      return super.searchSync(request);
+      return super.searchSync({ ...request, filters: request.filters.filter((filter) => filter !== wanted) });
     } finally {
       this.resources.set(request.resourceType, all);
     }
   }
 }
 
-const unescaped = (text) => String(text).replaceAll("\\", "");
+const unescaped = (text) => text.replace(/\\(.)/g, "$1");
 
 const router = new FhirRouter();
 let repository = new Repository();
