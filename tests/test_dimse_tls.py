@@ -148,15 +148,18 @@ def move(port: int, destination: str, **keys: str) -> tuple[Dataset, Dataset | N
     return answers[-1]
 
 
+def move_study(peers: Peers, destination: str) -> tuple[Dataset, Dataset | None]:
+    """Move the study to a destination that has received nothing yet; the last answer."""
+    for left in peers.received.iterdir():
+        left.unlink()
+    return move(peers.adapter.port, destination, QueryRetrieveLevel="STUDY", StudyInstanceUID=peers.study)
+
+
 @pytest.mark.parametrize("destination", ["SECURE", "ANY_HOST"])
 def test_instances_move_by_tls_to_a_destination_that_asks_for_a_certificate(
     peers: Peers, destination: str
 ) -> None:
-    for left in peers.received.iterdir():
-        left.unlink()
-    status, _ = move(
-        peers.adapter.port, destination, QueryRetrieveLevel="STUDY", StudyInstanceUID=peers.study
-    )
+    status, _ = move_study(peers, destination)
     assert (status.Status, status.NumberOfCompletedSuboperations) == (0, 1)
     (got,) = peers.received.iterdir()
     assert dataset_bytes(got) == dataset_bytes(peers.sent)
@@ -168,11 +171,7 @@ def test_instances_move_by_tls_to_a_destination_that_asks_for_a_certificate(
 def test_a_destination_that_is_not_trusted_or_not_there_gets_nothing_and_every_suboperation_failed(
     peers: Peers, destination: str
 ) -> None:
-    for left in peers.received.iterdir():
-        left.unlink()
-    status, identifier = move(
-        peers.adapter.port, destination, QueryRetrieveLevel="STUDY", StudyInstanceUID=peers.study
-    )
+    status, identifier = move_study(peers, destination)
     assert status.Status == 0xA702
     assert (status.NumberOfFailedSuboperations, status.NumberOfCompletedSuboperations) == (1, 0)
     assert identifier is not None
